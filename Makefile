@@ -1,0 +1,117 @@
+# `make sft reward ppo` runs the pipeline, `make test` its tests, and `make help` lists the rest.
+# Make gives the environment and the order; Python decides what is up to date, by hash, never by file times.
+
+##   CONFIG   the recipe [configs/tiny/recipe.yaml]
+##   RUN      the run's name: its folder is runs/RUN [the recipe's]
+##   SEED     the seed of every random choice [the recipe's]
+##   MODEL    the model to start from: a folder or a hub id [the recipe's]
+##   SET      more settings, as shell words: SET="ppo.kl.coefficient=0.1 run.device=cpu"
+##   CLEAN=1  throw away what the stage has already made, and start it again
+##   TESTS    what `make test` passes to pytest: TESTS="tests/unit -k config" [all tests]
+##   VENV     the virtual environment to make and use; VENV=none: use PYTHON as it is [.venv]
+##   PYTHON   the Python that makes the environment, or that VENV=none uses [python3]
+
+CONFIG = configs/tiny/recipe.yaml
+RUN =
+SEED =
+MODEL =
+SET =
+CLEAN =
+TESTS =
+VENV ?= .venv
+PYTHON ?= python3
+
+.DEFAULT_GOAL := help
+.PHONY: help install sft reward ppo chat demonstrations samples rankings stories hh clean-run
+.PHONY: check lint types test format
+# Goals run one after the other in the order given, also under -j: each needs what the one before published.
+.NOTPARALLEL:
+
+ifeq ($(filter-out none,$(VENV)),)
+python = $(PYTHON)
+else
+python = $(VENV)/bin/python
+install: $(VENV)/.triptych-installed
+endif
+
+# Whatever is in a value, `quoted` is one word for the shell, and `yaml` a text in YAML (RUN=7 is a name).
+quoted = '$(subst ','\'',$(1))'
+yaml = "$(subst ",\",$(subst \,\\,$(1)))"
+
+overrides = $(if $(RUN),$(call quoted,run.name=$(call yaml,$(RUN)))) \
+            $(if $(SEED),$(call quoted,run.seed=$(SEED))) \
+            $(if $(MODEL),model.scratch=null $(call quoted,model.path=$(call yaml,$(MODEL)))) \
+            $(SET)
+recipe = --config $(call quoted,$(CONFIG)) $(overrides)
+clean = $(if $(filter-out 0,$(CLEAN)),--clean)
+
+help: ## list targets and variables
+	@echo 'Targets:'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
+	@echo 'Variables [default]:'
+	@awk '/^## / {print substr($$0, 4)}' Makefile
+
+sft: install ## stage 1: fine-tune the model on demonstrations
+	$(python) -m sft $(recipe) $(clean)
+
+reward: install ## stage 2: train the reward model on rankings
+	$(python) -m reward $(recipe) $(clean)
+
+ppo: install ## stage 3: train the policy against the reward model
+	$(python) -m ppo $(recipe) $(clean)
+
+chat: install ## talk to the policy that stage 3 published
+	$(python) -m ppo.chat $(recipe)
+
+demonstrations: install ## make the run's demonstrations from the base model's own continuations
+	$(python) -m labeling demonstrations $(recipe) $(clean)
+
+samples: install ## sample completions from the SFT model, to be ranked
+	$(python) -m labeling samples $(recipe) $(clean)
+
+rankings: install ## rank those samples with the recipe's scorer
+	$(python) -m labeling rankings $(recipe) $(clean)
+
+stories: CONFIG = configs/stories/recipe.yaml
+stories: demonstrations sft samples rankings reward ppo ## the whole loop on story openings (give MODEL)
+
+hh: CONFIG = configs/hh/recipe.yaml
+hh: sft reward ppo ## the three stages on HH-RLHF transcripts (give MODEL, and the data by SET)
+
+clean-run: ## delete the folder runs/RUN (give RUN)
+	@case $(call quoted,$(RUN)) in \
+	  '') echo 'clean-run: give the name of the run: make clean-run RUN=name' >&2; exit 2;; \
+	  */* | .*) echo 'clean-run: RUN is a name, not a path' >&2; exit 2;; \
+	esac
+	@for config in $(call quoted,runs/$(RUN))/*/config.yaml; do \
+	  test -f "$$config" || { echo $(call quoted,clean-run: runs/$(RUN) is not the folder of a run) >&2; exit 2; }; \
+	done
+	rm -r $(call quoted,runs/$(RUN))
+
+check: lint types test ## all that CI runs
+
+lint: install ## ruff: mistakes and formatting
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+
+types: install ## mypy, strict
+	$(python) -m mypy
+
+test: install ## run the tests
+	$(python) -m pytest $(TESTS)
+
+format: install ## mend formatting, and what ruff can mend by itself
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
+
+install: ## make the virtual environment (the other targets do it when it is needed)
+
+# The stamp comes last, so an interrupted installation is done again.
+$(VENV)/.triptych-installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo 'install: Python 3.11 or later is needed, and PYTHON=$(PYTHON) is not.' >&2; \
+	  echo '  Name one (make PYTHON=python3.11 ...), or use an environment of your own: VENV=none.' >&2; \
+	  exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(python) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
