@@ -1,0 +1,361 @@
+"""Run folders: who may write, what is finished, and what a later stage may trust.
+
+A stage owns `runs/<name>/<stage>/`:
+
+    .lock           held (flock) while a process works there; the system releases it, also after kill -9
+    stage.json      written first: the settings and inputs that this stage's results depend on
+    config.yaml     the whole recipe, every default filled in
+    model/, ...     what the stage publishes, each by one rename
+    manifest.json   written last, by rename: its presence means finished
+
+Staleness is decided by hashes, never by file times. Anything named `*.partial` is a leftover of a process
+that died and is never read. Paths inside these files are relative to the run folder, which can be moved.
+"""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from rlhf.config import Recipe, config_hash, write_yaml
+from rlhf.errors import UserError
+from rlhf.manifest import (
+    MANIFEST,
+    MODEL,
+    RECORD,
+    Manifest,
+    Record,
+    device_name,
+    git_state,
+    json_value,
+    package_versions,
+    require,
+)
+from rlhf.storage import (
+    PARTIAL,
+    files_under,
+    names_hash,
+    remove,
+    replace,
+    sha256_file,
+    storing,
+    sync,
+    sync_tree,
+    tree_hash,
+    write_atomic,
+)
+
+__all__ = ["Manifest", "StageRun", "Writer", "require", "sha256_file", "tree_hash"]
+
+Writer = Callable[[Path], None]
+
+_CONFIG = "config.yaml"
+_LOCK = ".lock"
+_MAX_NAMED = 5
+_UNSET = "unset"
+
+
+class _StageRecord(Record):
+    """What a stage's results depend on, with the values, so that an error can say which one differs."""
+
+    schema_version: Literal[1] = 1
+    stage: str
+    config_hash: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+    def differences(self, now: "_StageRecord") -> list[str]:
+        """What is not the same now, in words. A setting that did not exist yet counts as unset."""
+        was, new = _flat(self.settings), _flat(now.settings)
+        found = [
+            f"{key} was {_short(was.get(key, _UNSET))}, is {_short(new.get(key, _UNSET))}"
+            for key in sorted({*was, *new})
+            if was.get(key, _UNSET) != new.get(key, _UNSET)
+        ]
+        for name in sorted({*self.inputs, *now.inputs}):
+            if name not in now.inputs:
+                found.append(f"input {name} is not used any more")
+            elif name not in self.inputs:
+                found.append(f"input {name} is new")
+            elif self.inputs[name] != now.inputs[name]:
+                found.append(f"input {name} has changed")
+        return found
+
+
+class StageRun:
+    """A stage at work: it holds the folder's lock from `open` until the `with` block ends."""
+
+    def __init__(self, recipe: Recipe, record: _StageRecord, lock: int, *, resuming: bool) -> None:
+        self.recipe, self.stage, self.resuming = recipe, record.stage, resuming
+        self.run_folder = recipe.run_folder
+        self.folder = recipe.run_folder / record.stage
+        self._record, self._lock = record, lock
+
+    @staticmethod
+    def open(
+        recipe: Recipe,
+        stage: str,
+        inputs: Mapping[str, str],
+        *,
+        clean: bool = False,
+        sections: Sequence[str] | None = None,
+    ) -> "StageRun | None":
+        """Begin `stage`, go on with a half-finished one, or return None (and say so) if it is up to date.
+
+        `stage` names the folder. `inputs` maps a path or a name to its hash. `sections` are the parts of the
+        recipe whose semantic settings count; by default those of this stage, `model` and `run`. `clean`
+        deletes what the folder holds and begins again.
+
+        Raises:
+            UserError: the folder was made with other settings or inputs, lacks a published file, is held by
+                another process, or cannot be written.
+        """
+        if sections is None:
+            recipe.section(stage)
+            sections = (stage, "model", "run")
+        folder = recipe.run_folder / stage
+        settings = recipe.semantic(*sections)
+        inputs = {_portable(name, recipe.run_folder): value for name, value in inputs.items()}
+        digest = config_hash({"settings": settings, "inputs": inputs})
+        record = _StageRecord(stage=stage, config_hash=digest, settings=settings, inputs=inputs)
+        if not clean and _state(folder, record) == "finished":
+            _say_up_to_date(folder)
+            return None
+        lock = _take_lock(folder)
+        try:
+            if clean:
+                _clean(folder)
+            state = _state(folder, record)  # again: it may have been finished while we came for the lock
+            if state == "finished":
+                _say_up_to_date(folder)
+                os.close(lock)
+                return None
+            _begin(folder, recipe, record, resuming=state == "begun")
+        except BaseException:
+            os.close(lock)
+            raise
+        return StageRun(recipe, record, lock, resuming=state == "begun")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the folder."""
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def publish(
+        self,
+        outputs: Mapping[str, Writer] | None = None,
+        *,
+        write_model: Writer | None = None,
+        metrics: Mapping[str, Any],
+        accounts: Mapping[str, Any],
+        wandb_url: str | None = None,
+        device: str | None = None,
+    ) -> Manifest:
+        """Write the stage's outputs, then the manifest that says it is finished.
+
+        `outputs` maps a name to the function that writes it: a name with a suffix (`rankings.jsonl`) is a
+        file, any other a folder, which exists when the function is called. `write_model=f` is short for
+        `{"model": f}`. Everything is written apart, brought to the disk, hashed and renamed; if a function
+        raises, nothing of it stays and an older output is untouched.
+
+        Raises:
+            UserError: no space, or no permission to write.
+        """
+        assert self._lock >= 0, "publish belongs inside the `with` block"
+        writers = {**({MODEL: write_model} if write_model else {}), **(outputs or {})}
+        manifest_path, staging = self.folder / MANIFEST, self.folder / f"publish{PARTIAL}"
+        assert not manifest_path.exists()
+        with storing(self.folder):
+            try:
+                hashes = _write_outputs(writers, staging, self.stage)
+                for name in writers:
+                    replace(staging / name, self.folder / name)
+            finally:
+                remove(staging)
+            revision, dirty = git_state()
+            manifest = Manifest(
+                stage=self.stage,
+                config_hash=self._record.config_hash,
+                seed=self.recipe.run.seed,
+                git_revision=revision,
+                git_dirty=dirty,
+                packages=package_versions(),
+                device=device or device_name(),
+                inputs=self._record.inputs,
+                outputs=hashes,
+                output_bytes={name: (self.run_folder / name).stat().st_size for name in hashes},
+                artifact_sha256=names_hash(hashes),
+                metrics=json_value(metrics),
+                accounts=json_value(accounts),
+                wandb=wandb_url,
+            )
+            write_atomic(manifest_path, manifest.to_json())
+        manifest._folder = self.folder
+        return manifest
+
+
+def _state(folder: Path, record: _StageRecord) -> Literal["new", "begun", "finished"]:
+    """How far the stage got with these settings and inputs.
+
+    Raises:
+        UserError: it was made with others, or an output of the finished stage is missing.
+    """
+    try:
+        begun = (folder / RECORD).exists()
+    except OSError as error:
+        raise _no_folder(folder, error) from None
+    if not begun:
+        _check_unused(folder)
+        return "new"
+    differences = _StageRecord.read(folder / RECORD).differences(record)
+    if differences:
+        raise _made_differently(folder, differences)
+    if not (folder / MANIFEST).exists():
+        return "begun"
+    require(folder.parent, folder.name)
+    return "finished"
+
+
+def _check_unused(folder: Path) -> None:
+    """A folder without stage.json is not ours to write into, or to delete, unless it is empty."""
+    try:
+        strangers = [path.name for path in folder.iterdir() if path.name != _LOCK and path.suffix != PARTIAL]
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _no_folder(folder, error) from None
+    if strangers:
+        raise UserError(
+            f"the folder holds files that no stage has made ({', '.join(sorted(strangers)[:_MAX_NAMED])})",
+            where=str(folder),
+            fix="Move it away, or use another run name (`run.name=...`).",
+        )
+
+
+def _made_differently(folder: Path, differences: list[str]) -> UserError:
+    named, more = differences[:_MAX_NAMED], len(differences) - _MAX_NAMED
+    what = "; ".join(named) + (f"; and {more} more" if more > 0 else "")
+    return UserError(
+        f"this stage was made with other settings or inputs: {what}",
+        where=str(folder),
+        fix="Keep it and use another run name (`run.name=...`), go back to what it was made with "
+        f"(`--config {folder / _CONFIG}`), or delete this stage's folder and begin again (`--clean`).",
+    )
+
+
+def _no_folder(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot use this folder ({error.strerror})",
+        where=str(folder),
+        fix="Put runs elsewhere (`run.folder=...`), use another run name (`run.name=...`), or mend it.",
+    )
+
+
+def _say_up_to_date(folder: Path) -> None:
+    print(f"{folder.name}: up to date ({folder})")
+
+
+def _take_lock(folder: Path) -> int:
+    """Make the folder and lock it for this process; returns the descriptor that holds the lock."""
+    path = folder / _LOCK
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise _no_folder(folder, error) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    except BlockingIOError:
+        holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
+        os.close(descriptor)
+        raise UserError(
+            f"{holder} is running this stage",
+            where=str(folder),
+            fix="Wait until it ends, or use another run name (`run.name=...`).",
+        ) from None
+    except OSError as error:
+        os.close(descriptor)
+        raise _no_folder(folder, error) from None
+    return descriptor
+
+
+def _clean(folder: Path) -> None:
+    """Delete the stage: first what says it is finished, last what says it is ours."""
+    if not (folder / RECORD).exists():
+        _check_unused(folder)
+    with storing(folder):
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for path in folder.iterdir():
+            if path.name not in (_LOCK, RECORD):
+                remove(path)
+        (folder / RECORD).unlink(missing_ok=True)
+
+
+def _begin(folder: Path, recipe: Recipe, record: _StageRecord, *, resuming: bool) -> None:
+    """Clear what a dead process left, and write down what this stage depends on."""
+    with storing(folder):
+        for path in folder.glob(f"*{PARTIAL}"):
+            remove(path)
+        if resuming:
+            print(f"{record.stage}: going on with an unfinished stage ({folder})")
+        else:
+            write_atomic(folder / RECORD, record.to_json())
+        partial = folder / f"{_CONFIG}{PARTIAL}"
+        write_yaml(partial, recipe.resolved)
+        sync(partial)
+        partial.replace(folder / _CONFIG)
+        sync(folder)
+
+
+def _write_outputs(writers: Mapping[str, Writer], staging: Path, stage: str) -> dict[str, str]:
+    """Write every output into `staging`; returns file → SHA-256, named as they will lie in the run folder."""
+    staging.mkdir()
+    for name, write in writers.items():
+        target = staging / name
+        if not target.suffix:
+            target.mkdir()
+        write(target)
+        assert target.is_file() or any(target.iterdir()), f"nothing was written to {name}"
+    sync_tree(staging)
+    found = files_under(staging)
+    return {f"{stage}/{path.relative_to(staging).as_posix()}": sha256_file(path) for path in found}
+
+
+def _portable(name: str, run_folder: Path) -> str:
+    """An input's name, relative to the run folder if it lies there."""
+    path, root = Path(os.path.abspath(name)), Path(os.path.abspath(run_folder))
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else name
+
+
+def _flat(values: Any, key: str = "") -> dict[str, str]:
+    """Nested settings as `a.b.0.c` → value in short; an empty group or list is a value."""
+    items: Any = ()
+    if isinstance(values, dict):
+        items = values.items()
+    elif isinstance(values, list):
+        items = enumerate(values)
+    if not items or not values:
+        return {key: _UNSET if values is None else json.dumps(values, ensure_ascii=False)}
+    found: dict[str, str] = {}
+    for name, value in items:
+        found.update(_flat(value, f"{key}.{name}" if key else str(name)))
+    return found
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else f"{text[:57]}..."
