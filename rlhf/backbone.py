@@ -1,0 +1,499 @@
+"""One frozen base model in memory, and the roles that adapters give it.
+
+| role | what runs |
+|---|---|
+| `reference` | the base alone |
+| `policy`, `reward`, `value` | the base plus the LoRA adapter of that name |
+
+A role is entered with `with backbone.role("policy"):`. Entering one changes which adapter a LoRA layer
+adds, and nothing else: no weight is merged and no `requires_grad` flag is touched, so optimizers and
+their parameter groups never notice. Dropout is off in every role, in training too.
+"""
+
+import contextlib
+import functools
+import inspect
+import json
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
+
+from rlhf.chat import eos_ids
+from rlhf.config import LoraSettings, ModelSettings
+from rlhf.errors import UserError
+
+# Shapes: B sequences, L tokens of a padded sequence, N selected tokens, H hidden size, V vocabulary.
+
+REFERENCE = "reference"
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_LOGIT_ELEMENTS_PER_CHUNK = 2**26
+"""Largest (N, V) block of logits that exists at a time: 256 MiB in fp32."""
+
+
+class Backbone(nn.Module):
+    """The frozen base, its adapters and its scalar heads."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        path: str,
+        *,
+        model_settings: ModelSettings | None = None,
+    ) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        self.heads = nn.ModuleDict()
+        self.tokenizer = tokenizer
+        self.path = path
+        self._model_settings = model_settings
+        self.adapters: dict[str, LoraSettings] = {}
+        self._role = REFERENCE
+        self._lora_layers: list[LoraLayer] = []
+        self._checkpointed_layers: list[GradientCheckpointingLayer] = []
+        self._trunk = model.get_decoder()
+        self._linear_names = _linear_names(model)
+        self._takes_positions = "position_ids" in inspect.signature(self._trunk.forward).parameters
+        self._disable_dropout()
+        generation: GenerationConfig | None = model.generation_config
+        self.eos_ids = eos_ids(tokenizer, generation)
+
+    @staticmethod
+    def load(
+        path: str | Path,
+        *,
+        settings: ModelSettings | None = None,
+        device: torch.device | str = "cpu",
+    ) -> "Backbone":
+        """Load a causal language model, frozen, from a local folder or a hub id.
+
+        `settings` gives precision, attention, revision and whether remote code is trusted; its `path` is
+        not read.
+
+        Raises:
+            UserError: there is no such model, or it cannot be loaded.
+        """
+        quiet_transformers()
+        options: dict[str, Any] = {"dtype": torch.float32}
+        common: dict[str, Any] = {}
+        if settings is not None:
+            options["dtype"] = _DTYPES[settings.precision]
+            options["attn_implementation"] = settings.attention
+            common["trust_remote_code"] = settings.trust_remote_code
+        check_model_path(path)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path, **common)
+            model = AutoModelForCausalLM.from_pretrained(path, **options, **common)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"cannot load the model `{path}`: {str(error).splitlines()[0]}",
+                fix="Give a folder with config.json and safetensors weights, or a hub id that you can reach.",
+            ) from error
+        model.config.use_cache = True
+        nn.Module.to(model, device)
+        return Backbone(model, tokenizer, str(path), model_settings=settings)
+
+    # ---- what it is -------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.model.device
+        return device
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.model.config.get_text_config().hidden_size)
+
+    @property
+    def max_length(self) -> int:
+        """Context of the base in tokens."""
+        config = self.model.config.get_text_config()
+        for name in ("max_position_embeddings", "n_positions"):
+            if isinstance(length := getattr(config, name, None), int):
+                return length
+        return 2**31
+
+    @property
+    def pad_id(self) -> int:
+        """A valid token id to fill padding with; masks, never this id, say what is padding."""
+        pad = self.tokenizer.pad_token_id
+        return int(pad) if isinstance(pad, int) else self.eos_ids[0]
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Does nothing: every role stays in evaluation mode, so that dropout never comes on."""
+        del mode
+        return self
+
+    # ---- roles ------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def role(self, name: str) -> Iterator[None]:
+        """Run the base as `name` inside the block; roles nest."""
+        if name != REFERENCE and name not in self.adapters:
+            raise ValueError(f"no adapter {name!r} (there are {sorted(self.adapters)})")
+        before = self._role
+        self._enter(name)
+        try:
+            yield
+        finally:
+            self._enter(before)
+
+    def _enter(self, name: str) -> None:
+        # PEFT's public set_adapter/enable_adapters also flip requires_grad, which would change an
+        # optimizer's (and DeepSpeed's) parameter groups under it; these two attributes are all a LoRA
+        # layer's forward reads.
+        if name == self._role:
+            return
+        for layer in self._lora_layers:
+            layer._disable_adapters = name == REFERENCE
+            layer._active_adapter = [name]
+        self._role = name
+
+    # ---- adapters and heads -----------------------------------------------------------------------
+
+    def add_adapter(self, name: str, settings: LoraSettings, *, seed: int) -> None:
+        """Add a fresh LoRA adapter (B = 0: it starts as the base), kept in fp32.
+
+        Raises:
+            UserError: `target_modules` names a module that the base does not have.
+        """
+        if name in self.adapters or name == REFERENCE:
+            raise ValueError(f"adapter {name!r} exists")
+        targets = self._targets(settings)
+        config = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT only divides by the rank
+            target_modules=targets,
+            lora_dropout=0.0,
+            bias="none",
+            fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.model.modules()),
+        )
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            torch.manual_seed(seed)
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            inject_adapter_in_model(config, self.model, adapter_name=name)
+        self._lora_layers = [layer for layer in self.model.modules() if isinstance(layer, LoraLayer)]
+        self.adapters[name] = settings
+        for parameter in self.adapter_parameters(name).values():
+            parameter.data = parameter.data.float()
+        self.model.requires_grad_(False).eval()
+        self._role = ""  # injection left the layers in PEFT's own state
+        self._enter(REFERENCE)
+
+    def copy_adapter(self, source: str, name: str) -> None:
+        """Add the adapter `name` as a copy of `source`."""
+        self.add_adapter(name, self.adapters[source], seed=0)
+        originals = self.adapter_parameters(source)
+        with torch.no_grad():
+            for key, parameter in self.adapter_parameters(name).items():
+                parameter.copy_(originals[key])
+
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Add the adapter that `export_adapter` (or PEFT) wrote into `folder`; heads in it are left alone.
+
+        Raises:
+            UserError: the folder holds no LoRA adapter, or one that does not fit on this base.
+        """
+        config, tensors = _read_adapter(folder)
+        targets = config["target_modules"]
+        settings = LoraSettings(
+            rank=config["r"],
+            alpha=config["lora_alpha"],
+            target_modules=targets if isinstance(targets, str) else sorted(targets),
+        )
+        self.add_adapter(name, settings, seed=0)
+        wanted = self.adapter_parameters(name)
+        given = {k.removeprefix("base_model.model."): v for k, v in tensors.items() if "lora_" in k}
+        if {k: v.shape for k, v in wanted.items()} != {k: v.shape for k, v in given.items()}:
+            raise UserError(
+                "the adapter's tensors do not fit on this base model",
+                where=str(folder),
+                fix="Use the adapter with the base it was trained on, or train it again.",
+            )
+        set_peft_model_state_dict(self.model, given, adapter_name=name)
+
+    def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """Parameter by PEFT's name for it (without the adapter's own name) of one adapter."""
+        return {
+            key.replace(f".{name}.", "."): parameter
+            for key, parameter in self.model.named_parameters()
+            if ".lora_" in key and f".{name}." in key
+        }
+
+    def add_head(self, name: str, *, bias: bool) -> nn.Linear:
+        """Add a scalar head H → 1 in fp32, all zeros."""
+        head = nn.Linear(self.hidden_size, 1, bias=bias, dtype=torch.float32, device=self.device)
+        nn.init.zeros_(head.weight)
+        if bias:
+            nn.init.zeros_(head.bias)
+        self.heads[name] = head.requires_grad_(False)
+        return head
+
+    def set_trainable(self, names: Sequence[str]) -> list[nn.Parameter]:
+        """Let gradients flow into exactly the adapters and heads called `names`; returns their parameters."""
+        chosen: list[nn.Parameter] = []
+        for name in sorted({*self.adapters, *self.heads}):
+            parameters = self.role_parameters(name)
+            for parameter in parameters.values():
+                parameter.requires_grad_(name in names)
+            if name in names:
+                chosen += parameters.values()
+        return chosen
+
+    def role_parameters(self, name: str) -> dict[str, nn.Parameter]:
+        """All parameters of one role: its adapter's, and its head's as `head.*`."""
+        parameters = self.adapter_parameters(name) if name in self.adapters else {}
+        if name in self.heads:
+            parameters |= {f"head.{key}": value for key, value in self.heads[name].named_parameters()}
+        return parameters
+
+    # ---- forward ----------------------------------------------------------------------------------
+
+    def hidden(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Last hidden states (B, L, H) of the current role; rows may be padded on either side."""
+        extra: dict[str, Any] = {}
+        if self._takes_positions:
+            extra["position_ids"] = (mask_BL.long().cumsum(-1) - 1).clamp(min=0)
+        # A layer is checkpointed only in training mode, in which it also refuses a KV cache: so the mode is
+        # on for this call alone. Its children stay in evaluation mode.
+        for layer in self._checkpointed_layers:
+            layer.training = torch.is_grad_enabled()
+        output = self._trunk(input_ids=input_ids_BL, attention_mask=mask_BL.long(), use_cache=False, **extra)
+        for layer in self._checkpointed_layers:
+            layer.training = False
+        hidden_BLH: Tensor = output.last_hidden_state
+        return hidden_BLH
+
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """Next-token logits (N, V) in fp32, with the base's own scaling and soft cap."""
+        logits = self.model.get_output_embeddings()(hidden_NH).float()
+        config = self.model.config.get_text_config()
+        if (scale := getattr(config, "logit_scale", None)) is not None:
+            logits = logits * scale
+        if (divisor := getattr(config, "logits_scaling", None)) is not None:
+            logits = logits / divisor
+        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+            logits = torch.tanh(logits / cap) * cap
+        logits_NV: Tensor = logits
+        return logits_NV
+
+    def logprobs(self, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
+        """Log-probability and entropy of the next token, (N,) each, nats, under softmax(logits / temperature).
+
+        The (N, V) logits exist one chunk at a time, in the backward pass too.
+        """
+        rows = max(1, _LOGIT_ELEMENTS_PER_CHUNK // self.model.get_output_embeddings().weight.shape[0])
+
+        def one(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            scores = torch.log_softmax(self.logits(hidden) / temperature, dim=-1)
+            entropy = -(scores.detach().exp() * scores.detach()).sum(-1)
+            return scores.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy
+
+        chunks = list(zip(hidden_NH.split(rows), targets_N.split(rows), strict=True))
+        if len(chunks) == 1:
+            return one(*chunks[0])
+        if torch.is_grad_enabled():
+            parts = [checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks]
+        else:
+            parts = [one(*chunk) for chunk in chunks]
+        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+    def scalar(self, head: str, hidden_NH: Tensor) -> Tensor:
+        """The head's output (N,) in fp32."""
+        output_N: Tensor = self.heads[head](hidden_NH.float()).squeeze(-1)
+        return output_N
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute layers in the backward pass, each in the role that its forward pass ran in.
+
+        The backward pass comes after the role's block has been left, so the role is bound when the layer
+        runs and entered again around its recomputation.
+        """
+
+        def contexts() -> tuple[Any, Any]:
+            return contextlib.nullcontext(), self.role(self._role)
+
+        recompute = functools.partial(checkpoint, use_reentrant=False, context_fn=contexts)
+        for layer in self.model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                # Set here rather than by the model's own switch, which would also demand gradients of the
+                # frozen embeddings.
+                layer.gradient_checkpointing = True
+                layer._gradient_checkpointing_func = recompute  # type: ignore[assignment]
+                self._checkpointed_layers.append(layer)
+
+    # ---- leaving the house ------------------------------------------------------------------------
+
+    def export_adapter(
+        self, name: str, folder: Path, *, task_type: str, base_path: str, head: str | None = None
+    ) -> None:
+        """Write one adapter as a plain PEFT folder (`adapter_config.json`, `adapter_model.safetensors`).
+
+        With `head`, the scalar head goes along as the `score` of a sequence-classification model; it must
+        have no bias, because PEFT's has none.
+        """
+        tensors = get_peft_model_state_dict(self.model, adapter_name=name)
+        tensors = {f"base_model.model.{k}": v.detach().cpu().contiguous() for k, v in tensors.items()}
+        if head is not None:
+            module = self.heads[head]
+            assert isinstance(module, nn.Linear)
+            assert module.bias is None
+            tensors["base_model.model.score.weight"] = module.weight.detach().cpu().clone()
+        config = LoraConfig(
+            r=self.adapters[name].rank,
+            lora_alpha=self.adapters[name].alpha,  # type: ignore[arg-type]
+            target_modules=self._targets(self.adapters[name]),
+            lora_dropout=0.0,
+            bias="none",
+            fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.model.modules()),
+            task_type=task_type,
+            base_model_name_or_path=base_path,
+            modules_to_save=["score"] if head is not None else None,
+            inference_mode=True,
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        config.save_pretrained(str(folder))
+        self.tokenizer.save_pretrained(str(folder))
+
+    def export_merged(self, name: str, folder: Path) -> None:
+        """Write base + adapter as one plain model, merged in fp32 into a second copy on the CPU.
+
+        The weights in memory are not touched: merging into low precision and taking out again drifts.
+        """
+        remote = self._model_settings is not None and self._model_settings.trust_remote_code
+        copy = AutoModelForCausalLM.from_pretrained(self.path, dtype="auto", trust_remote_code=remote)
+        modules = dict(copy.named_modules())
+        with torch.no_grad():
+            for key, layer in self.model.named_modules():
+                if isinstance(layer, LoraLayer) and name in layer.lora_A:
+                    weight = modules[key].weight
+                    delta = layer.get_delta_weight(name).float().cpu()  # type: ignore[attr-defined]
+                    weight.copy_((weight.float() + delta).to(weight.dtype))
+        copy.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    # ---- private ----------------------------------------------------------------------------------
+
+    def _targets(self, settings: LoraSettings) -> list[str]:
+        if settings.target_modules == "all-linear":
+            return sorted(self._linear_names)
+        wanted = settings.target_modules
+        names = [wanted] if isinstance(wanted, str) else list(wanted)
+        for name in names:
+            if name not in self._linear_names:
+                raise UserError(
+                    f"the base model has no linear module `{name}`",
+                    where="target_modules",
+                    fix=f'It has {", ".join(sorted(self._linear_names))}; "all-linear" takes all of them.',
+                )
+        return sorted(names)
+
+    def _disable_dropout(self) -> None:
+        for module in self.model.modules():
+            for attribute, value in vars(module).items():
+                if "drop" in attribute and isinstance(value, float):
+                    setattr(module, attribute, 0.0)
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            if isinstance(module, nn.Embedding):
+                module.padding_idx = None  # a pad id that is also a real token must get its gradient
+
+
+def quiet_transformers() -> None:
+    """No progress bars and no advice from transformers: our own commands say what goes on."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def check_model_path(path: str | Path) -> None:
+    """Tell a missing local folder from a hub id before anything tries to download.
+
+    Raises:
+        UserError: `path` looks like a local folder and does not exist, or holds no model.
+    """
+    text, folder = str(path), Path(path)
+    looks_local = text.startswith((".", "/", "~")) or text.count("/") != 1
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                "the folder holds no config.json", where=text, fix="Give a Hugging Face model folder."
+            )
+    elif looks_local or folder.exists():
+        raise UserError(
+            "there is no such model folder", where=text, fix="Give a model folder or a hub id owner/name."
+        )
+
+
+def init_head(head: nn.Linear, *, seed: int) -> None:
+    """Draw a reward head's weights from N(0, 1/(H+1)) (2009.01325, as 2403.17031 section 4.4 reads it)."""
+    generator = torch.Generator().manual_seed(seed)
+    std = 1 / math.sqrt(head.in_features + 1)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(head.weight.shape, generator=generator) * std)
+
+
+def load_score_head(head: nn.Linear, folder: Path) -> None:
+    """Copy the `score` of a published sequence-classification adapter into `head`.
+
+    Raises:
+        UserError: the adapter carries no score, or one of another width.
+    """
+    _, tensors = _read_adapter(folder)
+    scores = [tensor for key, tensor in tensors.items() if key.endswith("score.weight")]
+    if len(scores) != 1 or scores[0].shape != head.weight.shape:
+        raise UserError(
+            "the adapter has no score head that fits this base",
+            where=str(folder),
+            fix="Train a reward model first.",
+        )
+    with torch.no_grad():
+        head.weight.copy_(scores[0])
+
+
+def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    config_file, weights_file = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    if not config_file.is_file() or not weights_file.is_file():
+        raise UserError(
+            "no adapter here (adapter_config.json and adapter_model.safetensors)",
+            where=str(folder),
+            fix="Give the folder that a finished stage published.",
+        )
+    config = json.loads(config_file.read_text(encoding="utf-8"))
+    if config.get("peft_type") != "LORA":
+        raise UserError(
+            f"a {config.get('peft_type')} adapter; only LoRA is known",
+            where=str(folder),
+            fix="Give a LoRA adapter.",
+        )
+    return config, load_file(weights_file)
+
+
+def _linear_names(model: PreTrainedModel) -> set[str]:
+    """Last name components of the linear layers that LoRA may wrap: all but the output head."""
+    head = model.get_output_embeddings()
+    return {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }

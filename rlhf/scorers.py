@@ -1,0 +1,59 @@
+"""Scores that come from outside the backbone: plain Python functions that see text.
+
+A scorer is named `path/to/file.py:function` or `package.module:function` and is called with two lists,
+prompts and responses, and returns one number for each pair, higher being better. Naming a scorer in a
+recipe runs its code.
+"""
+
+import importlib
+import importlib.util
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rlhf.errors import UserError
+
+Scorer = Callable[[Sequence[str], Sequence[str]], list[float]]
+
+
+def load_scorer(spec: str) -> Scorer:
+    """The function that `spec` names, wrapped so that its results are checked.
+
+    Raises:
+        UserError: no such file, module or function; later, a result of the wrong length or not a number.
+    """
+    module_name, colon, function_name = spec.rpartition(":")
+    fix = "Name a scorer as path/to/file.py:function or package.module:function."
+    if not colon or not function_name:
+        raise UserError(f"`{spec}` names no function", where="scorer", fix=fix)
+    path = Path(module_name)
+    try:
+        if module_name.endswith(".py"):
+            if not path.is_file():
+                raise UserError("there is no such file", where=f"scorer {spec}", fix=fix)
+            loader = importlib.util.spec_from_file_location(f"_scorer_{path.stem}", path)
+            assert loader is not None
+            assert loader.loader is not None
+            module = importlib.util.module_from_spec(loader)
+            loader.loader.exec_module(module)
+        else:
+            module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(
+            str(error), where=f"scorer {spec}", fix="Install what it needs, or mend its name."
+        ) from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise UserError(f"no function `{function_name}` there", where=f"scorer {spec}", fix=fix)
+
+    def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        scores = [float(value) for value in function(list(prompts), list(responses))]
+        if len(scores) != len(responses) or not all(math.isfinite(value) for value in scores):
+            raise UserError(
+                f"{len(scores)} scores for {len(responses)} responses, or one that is not a finite number",
+                where=f"scorer {spec}",
+                fix="Return one finite number for every response.",
+            )
+        return scores
+
+    return score
