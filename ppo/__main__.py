@@ -1,0 +1,36 @@
+"""`python -m ppo`: train the policy of a recipe."""
+
+import sys
+from collections.abc import Sequence
+from typing import cast
+
+from ppo.config import PPOSettings
+from rlhf.artifacts import StageRun, require
+from rlhf.command import load, stage_arguments
+from rlhf.errors import run_command
+from rlhf.sources import source_fingerprints
+
+DESCRIPTION = "Stage 3: PPO of a LoRA policy on the SFT model, against the reward model."
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = stage_arguments("ppo", DESCRIPTION, argv)
+    recipe = load(arguments)
+    settings = cast(PPOSettings, recipe.section("ppo"))
+    run = recipe.run_folder
+    inputs = source_fingerprints(settings.prompts, run_folder=run)
+    inputs["sft/model"] = require(run, "sft").artifact_sha256
+    if settings.reward == "adapter":
+        inputs["reward/model"] = require(run, "reward").artifact_sha256
+    stage = StageRun.open(recipe, "ppo", inputs, clean=arguments.clean)
+    if stage is None:
+        return 0
+    from ppo.train import train  # torch and transformers load only when there is work
+
+    with stage:
+        train(recipe, settings, stage)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,113 @@
+"""`python -m ppo.chat`: talk to a published policy in the terminal.
+
+A line is a prompt; an empty line or Ctrl-D ends. With a chat template the conversation goes on from turn to
+turn, otherwise every line stands for itself. `/reference` and `/policy` switch between the SFT model and the
+policy, `/new` forgets the conversation.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from ppo.config import PPOSettings
+from rlhf.artifacts import require
+from rlhf.command import load, stage_arguments
+from rlhf.config import Recipe
+from rlhf.errors import UserError, run_command
+from rlhf.records import Message
+
+DESCRIPTION = "Talk to the policy that the PPO stage published."
+HELP = "empty line or Ctrl-D: end; /new: forget; /policy, /reference: who answers"
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = stage_arguments("ppo", DESCRIPTION, argv, extra=_options)
+    recipe = load(arguments)
+    run = recipe.run_folder
+    require(run, "sft")
+    require(run, "ppo")
+    talk = Conversation(recipe, temperature=arguments.temperature, seed=arguments.noise)
+    for line in _lines(sys.stdin.isatty()):
+        print(talk.answer(line), flush=True)
+    return 0
+
+
+class Conversation:
+    """The turns so far, and who answers."""
+
+    def __init__(self, recipe: Recipe, *, temperature: float | None, seed: int) -> None:
+        from rlhf.backbone import Backbone
+        from rlhf.distributed import start_process
+
+        settings = cast(PPOSettings, recipe.section("ppo"))
+        device = start_process(recipe.run)
+        self.backbone = Backbone.load(
+            recipe.run_folder / "sft" / "model", settings=recipe.model, device=device
+        )
+        self.backbone.load_adapter("policy", recipe.run_folder / "ppo" / "model")
+        changes = {} if temperature is None else {"temperature": temperature}
+        self.sampling = settings.sampling.model_copy(update=changes)
+        self.seed, self.role = seed, "policy"
+        self.turns: list[Message] = []
+        self.count = 0
+        self.chats = bool(self.backbone.tokenizer.chat_template)
+
+    def answer(self, line: str) -> str:
+        """The model's answer to a line, or what a command did."""
+        if line in ("/policy", "/reference"):
+            self.role = line[1:]
+            return f"[{self.role} answers now]"
+        if line == "/new":
+            self.turns = []
+            return "[forgotten]"
+        if line.startswith("/"):
+            return f"[{HELP}]"
+        text = self._sample([*self.turns, Message("user", line)] if self.chats else line)
+        if self.chats:
+            self.turns += [Message("user", line), Message("assistant", text)]
+        return text
+
+    def _sample(self, prompt: str | Sequence[Message]) -> str:
+        from rlhf.chat import encode_prompt
+        from rlhf.rollouts import responses_text, sample
+
+        ids = encode_prompt(self.backbone.tokenizer, prompt if isinstance(prompt, str) else tuple(prompt))
+        room = self.backbone.max_length - len(ids)
+        if room < 1:
+            raise UserError(
+                f"the conversation fills the model's context of {self.backbone.max_length} tokens",
+                where="chat",
+                fix="Start again, or say /new before the next question.",
+            )
+        limit = min(room, self.sampling.max_response_tokens)
+        settings = self.sampling.model_copy(update={"max_response_tokens": limit})
+        self.count += 1
+        rollouts = sample(
+            self.backbone, [ids], role=self.role, settings=settings, keys=[(self.count,)], seed=self.seed
+        )
+        return responses_text(self.backbone, rollouts, settings)[0].strip()
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--temperature", type=float, default=None, help="instead of ppo.sampling.temperature")
+    parser.add_argument("--noise", type=int, default=0, metavar="N", help="seed of the answers' noise [0]")
+
+
+def _lines(interactive: bool) -> Iterator[str]:
+    if interactive:
+        print(HELP)
+    while True:
+        try:
+            line = input("> " if interactive else "").strip()
+        except EOFError:
+            return
+        if not line:
+            if interactive:
+                return
+            continue
+        yield line
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

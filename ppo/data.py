@@ -1,0 +1,63 @@
+"""Prompts for PPO: read, cut to length, split into training and held-out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppo.config import PPOSettings
+from ppo.rollout import PromptSet
+from rlhf.accounts import Account
+from rlhf.backbone import Backbone
+from rlhf.chat import encode_prompt, fit, prompt_text
+from rlhf.errors import UserError
+from rlhf.records import Prompt
+from rlhf.sources import read_prompts, split_by_prompt
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Training and held-out prompts, no prompt on both sides, and what became of every record."""
+
+    train: PromptSet
+    held_out: PromptSet
+    account: Account
+
+
+def load_prompts(backbone: Backbone, settings: PPOSettings, *, seed: int, run_folder: Path) -> Prompts:
+    """Read the recipe's prompts and leave room for a response in each.
+
+    Raises:
+        UserError: a source cannot be read, a prompt does not fit under policy `error`, or too few are left.
+    """
+    records, account = read_prompts(settings.prompts, seed=seed, run_folder=run_folder)
+    train, held_out = split_by_prompt(records, fraction=settings.held_out_fraction, seed=seed)
+    sides = [_encode(backbone, side, settings, account) for side in (train, held_out)]
+    if not len(sides[0]) or not len(sides[1]):
+        raise UserError(
+            f"{len(sides[0])} prompts to train on and {len(sides[1])} held out; both sides need at least one",
+            where="ppo.prompts",
+            fix="Give more prompts, or change ppo.held_out_fraction.",
+        )
+    limit = settings.evaluation.num_prompts
+    return Prompts(sides[0], sides[1].take(range(min(limit, len(sides[1])))), account)
+
+
+def _encode(backbone: Backbone, records: list[Prompt], settings: PPOSettings, account: Account) -> PromptSet:
+    context = min(settings.length.max_tokens or backbone.max_length, backbone.max_length)
+    prompts = PromptSet([], [])
+    for record in records:
+        ids, outcome = fit(
+            encode_prompt(backbone.tokenizer, record.prompt),
+            settings.sampling.max_response_tokens,
+            context,
+            settings.length.over_length,
+            bos_token_id=backbone.tokenizer.bos_token_id,
+            where="ppo.prompts",
+        )
+        if outcome == "truncated":
+            account.add("length", "truncated")
+        elif ids is None:
+            account.add("length", "no room for a response")
+        if ids is not None:
+            prompts.ids.append(ids)
+            prompts.texts.append(prompt_text(record.prompt))
+    return prompts

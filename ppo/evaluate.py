@@ -1,0 +1,112 @@
+"""Measurements on held-out prompts: before, during and after training, and against best-of-n."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ppo.config import PPOSettings
+from ppo.models import RewardSource
+from ppo.rollout import PromptSet, Sampled, collect, final_scores
+from rlhf.backbone import REFERENCE, Backbone
+from rlhf.evaluation import best_of_n_kl, distinct_n
+from rlhf.scorers import Scorer
+
+EVALUATION = 2**40
+"""Stands where the iteration stands in a noise key: no training rollout shares an evaluation's noise."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Responses to the held-out prompts and their figures."""
+
+    sampled: Sampled
+    gold: list[float] | None
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Held-out prompts with everything needed to measure a role on them."""
+
+    backbone: Backbone
+    prompts: PromptSet
+    reward: RewardSource
+    gold: Scorer | None
+    settings: PPOSettings
+    seed: int
+
+    def measure(self, role: str, *, samples_per_prompt: int = 1) -> Measurement:
+        """Sample every held-out prompt from `role`; prompt i's samples are rows i·n to i·n + n − 1.
+
+        The noise is the same in every call, so that two measurements differ by the policy alone.
+        """
+        indices = [i for i in range(len(self.prompts)) for _ in range(samples_per_prompt)]
+        keys = [(EVALUATION, i, s) for i in range(len(self.prompts)) for s in range(samples_per_prompt)]
+        sampled = collect(
+            self.backbone,
+            self.prompts.take(indices),
+            keys,
+            self.reward,
+            self.settings,
+            role=role,
+            seed=self.seed,
+        )
+        gold = self.gold(sampled.prompts, sampled.responses) if self.gold else None
+        return Measurement(sampled, gold, self._figures(sampled, gold))
+
+    def best_of_n(self) -> dict[int, dict[str, float]]:
+        """Best-of-n of the reference by the same reward, for every n of the settings.
+
+        Each prompt gets max(n) samples; for a smaller n they are cut into groups of n, all of which count.
+        """
+        sizes = sorted(set(self.settings.evaluation.best_of))
+        if not sizes:
+            return {}
+        drawn = self.measure(REFERENCE, samples_per_prompt=sizes[-1])
+        scores = final_scores(drawn.sampled, self.settings).reshape(len(self.prompts), sizes[-1]).cpu()
+        results: dict[int, dict[str, float]] = {}
+        for n in sizes:
+            groups = scores[:, : sizes[-1] // n * n].reshape(len(self.prompts), -1, n)
+            best = groups.argmax(-1) + torch.arange(groups.shape[1]) * n
+            rows = (best + torch.arange(len(self.prompts)).unsqueeze(1) * sizes[-1]).flatten().tolist()
+            results[n] = {"reward": float(scores.flatten()[rows].mean()), "kl": best_of_n_kl(n)}
+            if drawn.gold is not None:
+                results[n]["gold"] = sum(drawn.gold[row] for row in rows) / len(rows)
+        return results
+
+    def _figures(self, sampled: Sampled, gold: Sequence[float] | None) -> dict[str, float]:
+        figures = {
+            "reward_mean": float(final_scores(sampled, self.settings).mean()),
+            "kl_nats_per_response": float(sampled.kl_B.mean()),
+            "response_tokens_mean": float(sampled.rollouts.response_lengths_B.float().mean()),
+            "eos_rate": float(sampled.rollouts.ended_B.float().mean()),
+            "distinct_2": distinct_n(sampled.responses, 2),
+        }
+        if gold is not None:
+            figures["gold_mean"] = sum(gold) / len(gold)
+        return figures
+
+
+def side_by_side(
+    before: Measurement, after: Measurement, num_rows: int
+) -> tuple[list[str], list[list[str | float]]]:
+    """Columns and rows of the table that shows the same prompts before and after."""
+    columns = ["prompt", "before", "after", "reward_before", "reward_after", "kl_nats", "tokens_after"]
+    if after.gold is not None:
+        columns += ["gold_before", "gold_after"]
+    rows: list[list[str | float]] = []
+    for i in range(min(num_rows, len(after.sampled.prompts))):
+        row: list[str | float] = [
+            after.sampled.prompts[i],
+            before.sampled.responses[i],
+            after.sampled.responses[i],
+            float(before.sampled.scores_B[i]),
+            float(after.sampled.scores_B[i]),
+            float(after.sampled.kl_B[i]),
+            int(after.sampled.rollouts.response_lengths_B[i]),
+        ]
+        if before.gold is not None and after.gold is not None:
+            row += [before.gold[i], after.gold[i]]
+        rows.append(row)
+    return columns, rows

@@ -1,0 +1,96 @@
+"""The roles that PPO puts on the backbone, and the two kinds of reward.
+
+The reference needs nothing (adapters off), the policy is a fresh adapter, the reward comes frozen from
+stage 2, and the value starts as a copy of the normalized reward: before any training it already says how
+good a response looks (2009.01325, section 3.4).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ppo.config import PPOSettings
+from reward.model import load_reward
+from rlhf.backbone import Backbone
+from rlhf.rollouts import Rollouts
+from rlhf.scorers import load_scorer
+
+# Shapes: B rollouts, H hidden size.
+
+POLICY, VALUE = "policy", "value"
+
+
+class RewardSource(Protocol):
+    """Anything that scores finished responses; higher is better."""
+
+    def score(self, rollouts: Rollouts, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        """One score (B,) in fp32 for every rollout, given as token ids and as text."""
+
+
+class AdapterReward:
+    """The reward stage's adapter on the backbone: normalized score at the last real token."""
+
+    def __init__(
+        self, backbone: Backbone, folder: Path, *, expected_base_sha256: str, max_tokens: int
+    ) -> None:
+        self.model = load_reward(backbone, folder, expected_base_sha256=expected_base_sha256)
+        self._backbone, self._max_tokens = backbone, max_tokens
+
+    def score(self, rollouts: Rollouts, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        del prompts, responses
+        scores_B = torch.zeros(len(rollouts), device=self._backbone.device)
+        with torch.no_grad(), self._backbone.role("reward"):
+            for rows, part in rollouts.micro_batches(self._max_tokens):
+                last_BH = part.at_end(self._backbone.hidden(part.input_ids_BL, part.mask_BL))
+                scores_B[rows] = self._backbone.scalar("reward", last_BH)
+        return (scores_B - self.model.offset) / self.model.spread
+
+
+class FunctionReward:
+    """A Python function of prompt and response text, taken as it is."""
+
+    def __init__(self, spec: str) -> None:
+        self._scorer = load_scorer(spec)
+
+    def score(self, rollouts: Rollouts, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        return torch.tensor(self._scorer(prompts, responses), device=rollouts.ended_B.device)
+
+
+def build_roles(
+    backbone: Backbone, settings: PPOSettings, *, reward_folder: Path | None, base_sha256: str, seed: int
+) -> RewardSource:
+    """Add the adapters and heads of every role; returns the reward.
+
+    Raises:
+        UserError: the reward adapter was trained on another base, or the scorer cannot be loaded.
+    """
+    reward: RewardSource
+    if settings.reward == "adapter":
+        assert reward_folder is not None
+        reward = AdapterReward(
+            backbone, reward_folder, expected_base_sha256=base_sha256, max_tokens=settings.micro_batch_tokens
+        )
+    else:
+        reward = FunctionReward(settings.reward)
+    backbone.add_adapter(POLICY, settings.lora, seed=seed)
+    head = backbone.add_head(VALUE, bias=True)
+    if settings.value == "separate":
+        if isinstance(reward, AdapterReward):
+            backbone.copy_adapter("reward", VALUE)
+            _start_from_reward(head, backbone, reward)
+        else:
+            backbone.add_adapter(VALUE, settings.lora, seed=seed + 1)
+    if settings.gradient_checkpointing:
+        backbone.enable_gradient_checkpointing()
+    return reward
+
+
+def _start_from_reward(head: nn.Linear, backbone: Backbone, reward: AdapterReward) -> None:
+    source = backbone.heads["reward"]
+    assert isinstance(source, nn.Linear)
+    with torch.no_grad():
+        head.weight.copy_(source.weight / reward.model.spread)
+        head.bias.fill_(-reward.model.offset / reward.model.spread)

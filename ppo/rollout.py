@@ -1,0 +1,178 @@
+"""From prompts to an iteration's experience: sample, score, per-token rewards, advantages."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppo.advantages import generalized_advantages, token_rewards
+from ppo.config import PPOSettings
+from ppo.kl import k1
+from ppo.models import POLICY, VALUE, RewardSource
+from rlhf.backbone import REFERENCE, Backbone
+from rlhf.masked import whiten
+from rlhf.rollouts import Rollouts, responses_text, sample
+
+# Shapes: B rollouts, P prompt tokens, T response tokens (right-padded), N real response tokens.
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """Prompts ready for sampling: token ids and the text that people and scorers see."""
+
+    ids: list[list[int]]
+    texts: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: Sequence[int]) -> "PromptSet":
+        return PromptSet([self.ids[i] for i in indices], [self.texts[i] for i in indices])
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Responses with what the policy and the reference think of them."""
+
+    rollouts: Rollouts
+    prompts: list[str]
+    responses: list[str]
+    scores_B: Tensor
+    """From the reward, before the penalty for a missing EOS."""
+    logprobs_BT: Tensor
+    """Of the role that sampled, by a full forward pass: PPO's *old* log-probabilities."""
+    reference_logprobs_BT: Tensor
+    entropy_BT: Tensor
+
+    @property
+    def mask_BT(self) -> Tensor:
+        return self.rollouts.response_mask_BT
+
+    @property
+    def kl_B(self) -> Tensor:
+        """Summed k1 of each response: an estimate of KL(policy ‖ reference) in nats per response."""
+        return torch.where(self.mask_BT, k1(self.logprobs_BT, self.reference_logprobs_BT), 0).sum(1)
+
+
+@dataclass(frozen=True)
+class Experience:
+    """What an iteration's updates need; all (B, T) and 0 in padding."""
+
+    rollouts: Rollouts
+    old_logprobs_BT: Tensor
+    old_values_BT: Tensor
+    advantages_BT: Tensor
+    """Whitened over every real token of the iteration."""
+    returns_BT: Tensor
+
+
+def schedule_prompts(
+    num_prompts: int, iteration: int, settings: PPOSettings, *, seed: int
+) -> tuple[list[int], list[tuple[int, int, int]]]:
+    """Which prompts iteration `iteration` samples, and each row's noise key (iteration, prompt, sample).
+
+    Prompts come in a fresh seeded order every time all of them have been used; both are functions of the
+    seed and the iteration alone.
+    """
+    slots = settings.rollouts_per_iteration // settings.samples_per_prompt
+    indices: list[int] = []
+    for place in range(iteration * slots, (iteration + 1) * slots):
+        order = np.random.default_rng([seed, place // num_prompts]).permutation(num_prompts)
+        indices += [int(order[place % num_prompts])] * settings.samples_per_prompt
+    seen: Counter[int] = Counter()
+    keys: list[tuple[int, int, int]] = []
+    for index in indices:
+        keys.append((iteration, index, seen[index]))
+        seen[index] += 1
+    return indices, keys
+
+
+def collect(
+    backbone: Backbone,
+    prompts: PromptSet,
+    keys: Sequence[tuple[int, ...]],
+    reward: RewardSource,
+    settings: PPOSettings,
+    *,
+    role: str,
+    seed: int,
+) -> Sampled:
+    """Sample one response to each prompt from `role` and score it."""
+    rollouts = sample(backbone, prompts.ids, role=role, settings=settings.sampling, keys=keys, seed=seed)
+    responses = responses_text(backbone, rollouts, settings.sampling)
+    scores_B = reward.score(rollouts, prompts.texts, responses)
+    logprobs_BT, entropy_BT = score_tokens(backbone, rollouts, settings, role=role)
+    if role == REFERENCE:
+        reference_BT = logprobs_BT
+    else:
+        reference_BT, _ = score_tokens(backbone, rollouts, settings, role=REFERENCE)
+    return Sampled(rollouts, list(prompts.texts), responses, scores_B, logprobs_BT, reference_BT, entropy_BT)
+
+
+@torch.no_grad()
+def score_tokens(
+    backbone: Backbone, rollouts: Rollouts, settings: PPOSettings, *, role: str
+) -> tuple[Tensor, Tensor]:
+    """Log-probability and entropy (B, T) of every response token under `role`, temperature included."""
+    logprobs_BT = torch.zeros(rollouts.response_mask_BT.shape, device=backbone.device)
+    entropy_BT = torch.zeros_like(logprobs_BT)
+    with backbone.role(role):
+        for rows, part in rollouts.micro_batches(settings.micro_batch_tokens):
+            logprobs_N, entropy_N = response_logprobs(backbone, part, settings.sampling.temperature)
+            width = part.response_ids_BT.shape[1]
+            logprobs_BT[rows, :width] = part.spread(logprobs_N)
+            entropy_BT[rows, :width] = part.spread(entropy_N)
+    return logprobs_BT, entropy_BT
+
+
+@torch.no_grad()
+def score_values(backbone: Backbone, rollouts: Rollouts, settings: PPOSettings) -> Tensor:
+    """The value (B, T) of the state before each response token."""
+    values_BT = torch.zeros(rollouts.response_mask_BT.shape, device=backbone.device)
+    with backbone.role(value_role(settings)):
+        for rows, part in rollouts.micro_batches(settings.micro_batch_tokens):
+            values_N = response_values(backbone, part)
+            values_BT[rows, : part.response_ids_BT.shape[1]] = part.spread(values_N)
+    return values_BT
+
+
+def response_logprobs(backbone: Backbone, part: Rollouts, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability and entropy (N,) of a micro-batch's real response tokens, in the current role."""
+    hidden_NH = part.at_response(backbone.hidden(part.input_ids_BL, part.mask_BL))
+    return backbone.logprobs(hidden_NH, part.response_ids_BT[part.response_mask_BT], temperature=temperature)
+
+
+def response_values(backbone: Backbone, part: Rollouts) -> Tensor:
+    """Values (N,) of the states before a micro-batch's real response tokens, in the current role."""
+    return backbone.scalar(VALUE, part.at_response(backbone.hidden(part.input_ids_BL, part.mask_BL)))
+
+
+def value_role(settings: PPOSettings) -> str:
+    return VALUE if settings.value == "separate" else POLICY
+
+
+def final_scores(sampled: Sampled, settings: PPOSettings) -> Tensor:
+    """The scores (B,) that training sees: clipped, then less the penalty for a response that did not end."""
+    scores_B = sampled.scores_B
+    if settings.reward_clip is not None:
+        scores_B = scores_B.clamp(-settings.reward_clip, settings.reward_clip)
+    return scores_B - settings.missing_eos_penalty * (~sampled.rollouts.ended_B).float()
+
+
+def experience(
+    sampled: Sampled, values_BT: Tensor, settings: PPOSettings, *, kl_coefficient: float
+) -> tuple[Experience, Tensor]:
+    """Rewards, advantages and returns of an iteration, and its unwhitened advantages (B, T)."""
+    mask_BT = sampled.mask_BT
+    kl_BT = k1(sampled.logprobs_BT, sampled.reference_logprobs_BT)
+    rewards_BT = token_rewards(final_scores(sampled, settings), kl_BT, mask_BT, coefficient=kl_coefficient)
+    advantages_BT, returns_BT = generalized_advantages(
+        rewards_BT, values_BT, mask_BT, gamma=settings.gamma, gae_lambda=settings.gae_lambda
+    )
+    whitened_BT = whiten(advantages_BT, mask_BT)
+    return Experience(
+        sampled.rollouts, sampled.logprobs_BT, values_BT, whitened_BT, returns_BT
+    ), advantages_BT

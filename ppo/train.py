@@ -1,0 +1,235 @@
+"""Stage 3's main line: rollout → score → advantages → update → log, once an iteration.
+
+Left out of PPO as the literature knows it: an entropy bonus (the KL penalty keeps entropy up), shared
+policy and value trunks by default (a setting), reward whitening across iterations (the reward model is
+normalized once, on the SFT policy's samples), and any term of the pretraining loss.
+"""
+
+import time
+
+import numpy as np
+import torch
+from rlhf.tracking import Tracker, print_result, progress
+from torch import Tensor
+
+from ppo.config import PPOSettings
+from ppo.data import Prompts, load_prompts
+from ppo.evaluate import Evaluator, Measurement, side_by_side
+from ppo.kl import adapt, k3
+from ppo.models import POLICY, build_roles
+from ppo.rollout import Sampled, collect, experience, final_scores, schedule_prompts, score_values
+from ppo.update import Updater
+from reward.model import base_identity
+from rlhf import artifacts, checkpoints
+from rlhf.artifacts import StageRun, Writer
+from rlhf.backbone import REFERENCE, Backbone
+from rlhf.config import Recipe
+from rlhf.distributed import start_process
+from rlhf.masked import masked_mean, masked_variance
+from rlhf.scorers import load_scorer
+
+
+class PPO:
+    """The state of a run between two iterations, and what an iteration does to it."""
+
+    def __init__(self, recipe: Recipe, settings: PPOSettings) -> None:
+        self.recipe, self.settings, self.seed = recipe, settings, recipe.run.seed
+        run, device = recipe.run_folder, start_process(recipe.run)
+        sft = artifacts.require(run, "sft")
+        self.backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=device)
+        self.reward = build_roles(
+            self.backbone,
+            settings,
+            reward_folder=run / "reward" / "model" if settings.reward == "adapter" else None,
+            base_sha256=base_identity(sft),
+            seed=self.seed,
+        )
+        self.data: Prompts = load_prompts(self.backbone, settings, seed=self.seed, run_folder=run)
+        self.updater = Updater(self.backbone, settings, seed=self.seed)
+        gold = settings.evaluation.gold
+        self.evaluator = Evaluator(
+            self.backbone,
+            self.data.held_out,
+            self.reward,
+            load_scorer(gold) if gold else None,
+            settings,
+            seed=self.seed,
+        )
+        self.kl_coefficient = settings.kl.coefficient
+        self.next_iteration = 0
+
+    def iterate(self, tracker: Tracker) -> dict[str, float]:
+        """One iteration of PPO; returns its figures."""
+        started, iteration, settings = time.perf_counter(), self.next_iteration, self.settings
+        indices, keys = schedule_prompts(len(self.data.train), iteration, settings, seed=self.seed)
+        prompts = self.data.train.take(indices)
+        sampled = collect(self.backbone, prompts, keys, self.reward, settings, role=POLICY, seed=self.seed)
+        values_BT = score_values(self.backbone, sampled.rollouts, settings)
+        batch, raw_advantages_BT = experience(
+            sampled, values_BT, settings, kl_coefficient=self.kl_coefficient
+        )
+        updates = self.updater.update(batch, iteration=iteration)
+        figures = describe(sampled, values_BT, batch.returns_BT, raw_advantages_BT, settings) | updates
+        figures["kl_coefficient"] = self.kl_coefficient
+        figures["policy_learning_rate"] = self.updater.optimizer.param_groups[0]["lr"]
+        self._adapt_kl(figures["kl_nats_per_response"], len(sampled.rollouts))
+        self.next_iteration += 1
+        self._show_samples(sampled, tracker)
+        figures["iteration_seconds"] = time.perf_counter() - started
+        return {f"ppo/{name}": value for name, value in figures.items()}
+
+    def measure(self) -> tuple[Measurement, dict[str, float]]:
+        """Measure the policy on the held-out prompts."""
+        measured = self.evaluator.measure(POLICY if self.next_iteration else REFERENCE)
+        return measured, {f"ppo/heldout_{name}": value for name, value in measured.figures.items()}
+
+    def measures_now(self) -> bool:
+        """Whether a measurement is due after the iteration that has just ended."""
+        every = self.settings.evaluation.every_iterations
+        return self.next_iteration == self.settings.num_iterations or bool(
+            every and self.next_iteration % every == 0
+        )
+
+    def save(self, stage: StageRun) -> None:
+        """Write a complete checkpoint of the run as it stands."""
+        tensors = {f"weights.{key}": parameter.detach() for key, parameter in self.updater.named.items()}
+        tensors |= checkpoints.optimizer_tensors(self.updater.optimizer, self.updater.named)
+        state = {
+            "kl_coefficient": self.kl_coefficient,
+            "skipped_steps": self.updater.skipped_steps,
+            "skipped_in_a_row": self.updater.skipped_in_a_row,
+        }
+        checkpoints.save(stage.folder, self.next_iteration, tensors, state, keep=2)
+
+    def restore(self, stage: StageRun) -> bool:
+        """Go on from the newest good checkpoint, if there is one."""
+        found = checkpoints.latest(stage.folder)
+        if found is None:
+            return False
+        with torch.no_grad():
+            for key, parameter in self.updater.named.items():
+                parameter.copy_(found.tensors[f"weights.{key}"])
+        checkpoints.restore_optimizer(self.updater.optimizer, self.updater.named, found.tensors)
+        self.kl_coefficient = found.state["kl_coefficient"]
+        self.updater.skipped_steps = found.state["skipped_steps"]
+        self.updater.skipped_in_a_row = found.state["skipped_in_a_row"]
+        self.next_iteration = found.step
+        return True
+
+    def _adapt_kl(self, kl: float, num_responses: int) -> None:
+        target, horizon = self.settings.kl.target, self.settings.kl.horizon
+        if target is not None:
+            self.kl_coefficient = adapt(
+                self.kl_coefficient, kl=kl, target=target, num_responses=num_responses, horizon=horizon
+            )
+
+    def _show_samples(self, sampled: Sampled, tracker: Tracker) -> None:
+        every = self.settings.sample_table_every
+        if not every or self.next_iteration % every:
+            return
+        rows = [
+            [sampled.prompts[i], sampled.responses[i], float(sampled.scores_B[i]), float(sampled.kl_B[i]),
+             int(sampled.rollouts.response_lengths_B[i])]
+            for i in range(min(8, len(sampled.rollouts)))
+        ]  # fmt: skip
+        columns = ["prompt", "response", "reward", "kl_nats", "tokens"]
+        tracker.table("ppo/rollouts", columns, rows, step=self.next_iteration)
+
+
+def train(recipe: Recipe, settings: PPOSettings, stage: StageRun) -> None:
+    """Train, measure and publish; goes on from the newest checkpoint of a half-finished stage."""
+    ppo = PPO(recipe, settings)
+    resumed = stage.resuming and ppo.restore(stage)
+    ppo.data.account.print("ppo: prompts")
+    with Tracker(recipe, "ppo", stage.folder, resume_step=ppo.next_iteration if resumed else None) as tracker:
+        before = ppo.evaluator.measure(REFERENCE)
+        if not resumed:
+            tracker.log({f"ppo/heldout_{name}": value for name, value in before.figures.items()}, step=0)
+        for _ in progress(range(ppo.next_iteration, settings.num_iterations), desc="ppo"):
+            figures = ppo.iterate(tracker)
+            if ppo.measures_now():
+                figures |= ppo.measure()[1]
+            tracker.log(figures, step=ppo.next_iteration)
+            if ppo.next_iteration % settings.checkpoint_every_iterations == 0:
+                ppo.save(stage)
+        finish(ppo, stage, tracker, before)
+
+
+def finish(ppo: PPO, stage: StageRun, tracker: Tracker, before: Measurement) -> None:
+    """Compare with before and with best-of-n, publish the policy, and say what came out."""
+    settings, (after, _) = ppo.settings, ppo.measure()
+    best = ppo.evaluator.best_of_n()
+    figures = summary(before, after, best, settings)
+    columns, rows = side_by_side(before, after, settings.evaluation.num_table_rows)
+    tracker.table("ppo/before_after", columns, rows, step=ppo.next_iteration)
+    outputs: dict[str, Writer] = {
+        "model": lambda folder: ppo.backbone.export_adapter(
+            POLICY, folder, task_type="CAUSAL_LM", base_path="sft/model"
+        )
+    }
+    if settings.export_merged:
+        outputs["merged"] = lambda folder: ppo.backbone.export_merged(POLICY, folder)
+    manifest = stage.publish(
+        outputs, metrics=figures, accounts=ppo.data.account.to_json(), wandb_url=tracker.url
+    )
+    tracker.finish(
+        {f"ppo/{name}": value for name, value in figures.items()}
+        | {"artifact_sha256": manifest.artifact_sha256}
+    )
+    print_result(
+        "ppo",
+        [*_table(before, after, best), ("policy adapter", str(stage.folder / "model"))],
+        next_command=f"make chat RUN={ppo.recipe.run.name}",
+    )
+
+
+def describe(
+    sampled: Sampled, values_BT: Tensor, returns_BT: Tensor, advantages_BT: Tensor, settings: PPOSettings
+) -> dict[str, float]:
+    """An iteration's figures that are known before its updates."""
+    mask_BT, rollouts = sampled.mask_BT, sampled.rollouts
+    gap_N = (rollouts.sampled_logprobs_BT - sampled.logprobs_BT)[mask_BT].abs()
+    explained = 1 - masked_variance(returns_BT - values_BT, mask_BT) / masked_variance(
+        returns_BT, mask_BT
+    ).clamp(min=1e-12)
+    k3_BT = k3(sampled.logprobs_BT, sampled.reference_logprobs_BT)
+    return {
+        "reward_mean": float(final_scores(sampled, settings).mean()),
+        "reward_std": float(sampled.scores_B.std(correction=0)),
+        "kl_nats_per_response": float(sampled.kl_B.mean()),
+        "kl_k3_nats_per_response": float(torch.where(mask_BT, k3_BT, 0).sum(1).mean()),
+        "response_tokens_mean": float(rollouts.response_lengths_B.float().mean()),
+        "eos_rate": float(rollouts.ended_B.float().mean()),
+        "value_mean": float(masked_mean(values_BT, mask_BT)),
+        "value_explained_variance": float(explained),
+        "advantage_std": float(masked_variance(advantages_BT, mask_BT).sqrt()),
+        "sampler_gap_nats_max": float(gap_N.max()),
+        "sampler_gap_nats_mean": float(gap_N.mean()),
+    }
+
+
+def summary(
+    before: Measurement, after: Measurement, best: dict[int, dict[str, float]], settings: PPOSettings
+) -> dict[str, float]:
+    """The stage's final figures, for the manifest and the last line of the metrics."""
+    figures = {f"before_{name}": value for name, value in before.figures.items()}
+    figures |= {f"after_{name}": value for name, value in after.figures.items()}
+    for n, values in best.items():
+        figures |= {f"best_of_{n}_{name}": value for name, value in values.items()}
+    ceiling = settings.evaluation.gold_best
+    if ceiling is not None and before.gold is not None:
+        gap = ceiling - before.figures["gold_mean"]
+        figures["gold_gap_closed"] = (after.figures["gold_mean"] - before.figures["gold_mean"]) / max(
+            gap, 1e-12
+        )
+    assert np.isfinite(list(figures.values())).all()
+    return figures
+
+
+def _table(
+    before: Measurement, after: Measurement, best: dict[int, dict[str, float]]
+) -> list[tuple[str, str]]:
+    rows = [(name, f"{before.figures[name]:.3f} → {after.figures[name]:.3f}") for name in after.figures]
+    for n, values in best.items():
+        rows.append((f"best of {n}", ", ".join(f"{name} {value:.3f}" for name, value in values.items())))
+    return rows

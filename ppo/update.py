@@ -1,0 +1,184 @@
+"""An iteration's optimizer steps on its experience."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ppo.config import PPOSettings
+from ppo.kl import k3
+from ppo.losses import policy_loss, value_loss
+from ppo.models import POLICY, VALUE
+from ppo.rollout import Experience, response_logprobs, value_role
+from rlhf.backbone import Backbone
+from rlhf.errors import UserError
+from rlhf.rollouts import Rollouts
+
+# Shapes: B rollouts, T response tokens (right-padded), N real response tokens of a micro-batch.
+
+MAX_SKIPPED_IN_A_ROW = 3
+
+
+@dataclass
+class StepSums:
+    """Sums over a minibatch's tokens, to be divided by their number."""
+
+    num_tokens: int
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def add(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            self.sums[name] += float(value.detach())
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self.num_tokens for name, value in self.sums.items()}
+
+
+class Updater:
+    """Policy and value adapters, their optimizer, and PPO's passes over an experience."""
+
+    def __init__(self, backbone: Backbone, settings: PPOSettings, *, seed: int) -> None:
+        self.backbone, self.settings, self.seed = backbone, settings, seed
+        backbone.set_trainable([POLICY, VALUE])
+        self.named = {
+            f"{role}.{k}": p for role in (POLICY, VALUE) for k, p in backbone.role_parameters(role).items()
+        }
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": [p for k, p in self.named.items() if k.startswith(f"{role}.")], "lr": rate}
+                for role, rate in (
+                    (POLICY, settings.policy_learning_rate),
+                    (VALUE, settings.value_learning_rate),
+                )
+            ],
+            eps=1e-5,
+            weight_decay=0.0,
+        )
+        self.skipped_steps = 0
+        self.skipped_in_a_row = 0
+
+    def update(self, experience: Experience, *, iteration: int) -> dict[str, float]:
+        """`num_epochs` passes, each a fresh shuffle cut into `num_minibatches` optimizer steps.
+
+        Returns the means over the steps that were taken, the figures of the first step under `first_*`,
+        and `num_steps`.
+
+        Raises:
+            UserError: several steps in a row were not finite.
+        """
+        self._set_learning_rates(iteration)
+        steps: list[dict[str, float]] = []
+        for epoch in range(self.settings.num_epochs):
+            order = np.random.default_rng([self.seed, 1 + iteration, epoch]).permutation(
+                len(experience.rollouts)
+            )
+            for rows in torch.from_numpy(order).tensor_split(self.settings.num_minibatches):
+                steps.append(self.step(experience, rows, iteration=iteration))
+                if self._moved_too_far(steps[-1]):
+                    return _summary(steps, stopped_early=True)
+        return _summary(steps, stopped_early=False)
+
+    def step(self, experience: Experience, rows: Tensor, *, iteration: int) -> dict[str, float]:
+        """One optimizer step on the rollouts `rows`; its figures are means over their tokens."""
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = self.accumulate(
+            experience, rows, train_policy=iteration >= self.settings.value_warmup_iterations
+        )
+        parameters = [p for p in self.named.values() if p.grad is not None]
+        norm = float(nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
+        figures = sums.means() | {"gradient_norm": norm, "skipped": 0.0}
+        if np.isfinite([norm, *figures.values()]).all():
+            self.optimizer.step()
+            self.skipped_in_a_row = 0
+        else:
+            self._skip()
+            figures["skipped"] = 1.0
+        return figures
+
+    def accumulate(self, experience: Experience, rows: Tensor, *, train_policy: bool = True) -> StepSums:
+        """Add the gradients of one minibatch, micro-batch by micro-batch."""
+        minibatch = experience.rollouts.select(rows)
+        sums = StepSums(int(minibatch.response_mask_BT.sum()))
+        for part_rows, part in minibatch.micro_batches(self.settings.micro_batch_tokens):
+            index, width = rows[part_rows], part.response_ids_BT.shape[1]
+            old_logprobs, old_values, advantages, returns = (
+                values_BT[index, :width][part.response_mask_BT]
+                for values_BT in (
+                    experience.old_logprobs_BT,
+                    experience.old_values_BT,
+                    experience.advantages_BT,
+                    experience.returns_BT,
+                )
+            )
+            if train_policy:
+                self._policy_backward(part, old_logprobs, advantages, sums)
+            self._value_backward(part, old_values, returns, sums, detach_trunk=not train_policy)
+        return sums
+
+    def _policy_backward(self, part: Rollouts, old_N: Tensor, advantages_N: Tensor, sums: StepSums) -> None:
+        with self.backbone.role(POLICY):
+            logprobs_N, entropy_N = response_logprobs(self.backbone, part, self.settings.sampling.temperature)
+        loss, clipped_N = policy_loss(
+            logprobs_N, old_N, advantages_N, clip_range=self.settings.clip_range, num_tokens=sums.num_tokens
+        )
+        loss.backward()
+        with torch.no_grad():
+            sums.add(
+                policy_loss=loss * sums.num_tokens,
+                ratio=(logprobs_N - old_N).exp().sum(),
+                approx_kl=k3(old_N, logprobs_N).sum(),
+                policy_clip_fraction=clipped_N.sum(),
+                entropy=entropy_N.sum(),
+            )
+
+    def _value_backward(
+        self, part: Rollouts, old_N: Tensor, returns_N: Tensor, sums: StepSums, *, detach_trunk: bool
+    ) -> None:
+        joint = self.settings.value == "joint"
+        with (
+            self.backbone.role(value_role(self.settings)),
+            torch.set_grad_enabled(not (joint and detach_trunk)),
+        ):
+            hidden_NH = part.at_response(self.backbone.hidden(part.input_ids_BL, part.mask_BL))
+        values_N = self.backbone.scalar(VALUE, hidden_NH)
+        loss, clipped_N = value_loss(
+            values_N, old_N, returns_N, clip_range=self.settings.value_clip_range, num_tokens=sums.num_tokens
+        )
+        (self.settings.value_coefficient * loss).backward()
+        sums.add(value_loss=loss * sums.num_tokens, value_clip_fraction=clipped_N.sum())
+
+    def _set_learning_rates(self, iteration: int) -> None:
+        left = 1 - iteration / self.settings.num_iterations if self.settings.schedule == "linear" else 1.0
+        rates = (self.settings.policy_learning_rate, self.settings.value_learning_rate)
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * left
+
+    def _moved_too_far(self, figures: dict[str, float]) -> bool:
+        limit = self.settings.max_approx_kl
+        return limit is not None and figures.get("approx_kl", 0.0) > limit
+
+    def _skip(self) -> None:
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"{self.skipped_in_a_row} optimizer steps in a row had a loss or gradient that is not finite",
+                where="ppo",
+                fix="The last checkpoint is good. Lower ppo.policy_learning_rate, raise ppo.kl.coefficient.",
+            )
+
+
+def _summary(steps: list[dict[str, float]], *, stopped_early: bool) -> dict[str, float]:
+    good = [step for step in steps if not step["skipped"]]
+    names = sorted({name for step in good for name in step} - {"skipped"})
+    summary = {name: float(np.mean([step[name] for step in good if name in step])) for name in names}
+    summary |= {
+        f"first_{name}": steps[0][name] for name in ("approx_kl", "policy_clip_fraction") if name in steps[0]
+    }
+    return summary | {
+        "num_steps": float(len(good)),
+        "num_skipped_steps": float(len(steps) - len(good)),
+        "stopped_early": float(stopped_early),
+    }

@@ -1,0 +1,324 @@
+"""What PPO must keep, whatever the batch, the padding or the way it is cut."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ppo.config import KLSettings, PPOSettings
+from ppo.models import POLICY, VALUE, build_roles
+from ppo.rollout import (
+    Experience,
+    PromptSet,
+    Sampled,
+    collect,
+    experience,
+    schedule_prompts,
+    score_tokens,
+    score_values,
+)
+from ppo.update import Updater
+from rlhf.backbone import REFERENCE, Backbone
+from rlhf.config import LoraSettings, SamplingSettings, SourceSettings
+from rlhf.rollouts import Rollouts
+from tests.small import perturb, small_backbone
+
+PROMPTS = PromptSet(
+    [[4 + i, 9, *range(10, 10 + i % 5)] for i in range(20)], [f"prompt {i}" for i in range(20)]
+)
+
+
+def rewards(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    del prompts
+    return [math.sin(len(response)) for response in responses]
+
+
+def ppo_settings(**changes: object) -> PPOSettings:
+    values: dict[str, object] = {
+        "prompts": [SourceSettings(path="unused.jsonl")],
+        "reward": f"{Path(__file__).as_posix()}:rewards",
+        "sampling": SamplingSettings(max_response_tokens=16, batch_size=7),
+        "kl": KLSettings(coefficient=0.1),
+        "lora": LoraSettings(rank=4, alpha=8.0),
+        "num_iterations": 4,
+        "rollouts_per_iteration": 16,
+        "num_epochs": 2,
+        "num_minibatches": 3,
+        "micro_batch_tokens": 64,
+        "policy_learning_rate": 1e-3,
+        "value_learning_rate": 1e-3,
+    }
+    return PPOSettings(**values | changes)  # type: ignore[arg-type]
+
+
+class TokenReward:
+    """A reward of token ids alone, so that it cannot depend on which tokens the tokenizer calls special."""
+
+    def score(self, rollouts: Rollouts, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        return torch.tensor([math.sin(sum(ids)) for ids in rollouts.response_lists()])
+
+
+class Game:
+    """A backbone with its roles, an updater, and one iteration at a time."""
+
+    def __init__(self, settings: PPOSettings, *, pad_token: str = "<pad>", noisy: bool = False) -> None:
+        self.settings = settings
+        self.backbone: Backbone = small_backbone(pad_token=pad_token)
+        build_roles(self.backbone, settings, reward_folder=None, base_sha256="", seed=1)
+        if noisy:
+            perturb(self.backbone, POLICY, seed=5)
+            if settings.value == "separate":
+                perturb(self.backbone, VALUE, seed=6)
+            torch.nn.init.normal_(
+                self.backbone.heads[VALUE].weight, std=0.3, generator=torch.Generator().manual_seed(7)
+            )
+        self.reward = TokenReward()
+        self.updater = Updater(self.backbone, settings, seed=1)
+
+    def sample(self, iteration: int = 0) -> Sampled:
+        indices, keys = schedule_prompts(len(PROMPTS), iteration, self.settings, seed=1)
+        prompts = PROMPTS.take(indices)
+        return collect(self.backbone, prompts, keys, self.reward, self.settings, role=POLICY, seed=1)
+
+    def experience(self, sampled: Sampled) -> Experience:
+        values = score_values(self.backbone, sampled.rollouts, self.settings)
+        return experience(sampled, values, self.settings, kl_coefficient=self.settings.kl.coefficient)[0]
+
+    def gradients(self, batch: Experience, rows: Tensor) -> dict[str, Tensor]:
+        self.updater.optimizer.zero_grad(set_to_none=True)
+        self.updater.accumulate(batch, rows)
+        return {k: p.grad.clone() for k, p in self.updater.named.items() if p.grad is not None}
+
+    def play(self, iterations: int) -> list[dict[str, float]]:
+        return [self.updater.update(self.experience(self.sample(i)), iteration=i) for i in range(iterations)]
+
+    def weights(self) -> dict[str, Tensor]:
+        return {k: p.detach().clone() for k, p in self.updater.named.items()}
+
+
+def padded(rollouts: Rollouts, left: int, right: int) -> Rollouts:
+    """The same rollouts with more columns of padding, filled with a token that occurs in real text."""
+
+    def widen(values: Tensor, fill: float) -> Tensor:
+        sides = (
+            (left, 0) if values is rollouts.prompt_ids_BP or values is rollouts.prompt_mask_BP else (0, right)
+        )
+        return torch.nn.functional.pad(values, sides, value=fill)
+
+    return replace(
+        rollouts,
+        prompt_ids_BP=widen(rollouts.prompt_ids_BP, 17),
+        prompt_mask_BP=widen(rollouts.prompt_mask_BP, False),
+        response_ids_BT=widen(rollouts.response_ids_BT, 17),
+        response_mask_BT=widen(rollouts.response_mask_BT, False),
+        sampled_logprobs_BT=widen(rollouts.sampled_logprobs_BT, float("nan")),
+    )
+
+
+def close(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    assert a.keys() == b.keys()
+    assert a
+    for key in a:
+        torch.testing.assert_close(a[key], b[key], atol=tolerance, rtol=1e-4)
+
+
+def test_before_training_the_policy_is_the_reference_exactly() -> None:
+    sampled = Game(ppo_settings()).sample()
+    assert torch.equal(sampled.logprobs_BT, sampled.reference_logprobs_BT)
+    assert (sampled.kl_B == 0).all()
+
+
+@pytest.mark.parametrize("value", ["separate", "joint"])
+def test_the_first_minibatch_of_every_iteration_starts_at_ratio_one(value: str) -> None:
+    game = Game(ppo_settings(value=value, policy_learning_rate=1e-2))
+    later = []
+    for iteration in range(3):
+        batch = game.experience(game.sample(iteration))
+        first = game.updater.step(batch, torch.arange(5), iteration=iteration)
+        assert first["ratio"] == pytest.approx(1, abs=1e-5)
+        assert first["approx_kl"] == pytest.approx(0, abs=1e-9)
+        assert first["policy_clip_fraction"] == 0
+        later.append(game.updater.step(batch, torch.arange(5), iteration=iteration)["approx_kl"])
+    assert all(kl > 1e-6 for kl in later)
+
+
+@pytest.mark.parametrize("value", ["separate", "joint"])
+def test_micro_batches_of_any_size_give_the_same_gradients(value: str) -> None:
+    gradients = []
+    for budget in (1, 40, 10_000):
+        game = Game(ppo_settings(value=value, micro_batch_tokens=budget), noisy=True)
+        batch = game.experience(game.sample())
+        gradients.append(game.gradients(batch, torch.tensor([3, 0, 7, 12, 9])))
+    close(gradients[0], gradients[2])
+    close(gradients[1], gradients[2])
+
+
+def test_padding_changes_no_logprob_value_score_advantage_or_gradient() -> None:
+    game = Game(ppo_settings(), noisy=True)
+    sampled = game.sample()
+    plain = game.experience(sampled)
+    wide_rollouts = padded(sampled.rollouts, left=3, right=4)
+    width = sampled.rollouts.response_ids_BT.shape[1]
+    for role in (POLICY, REFERENCE):
+        wide_logprobs, _ = score_tokens(game.backbone, wide_rollouts, game.settings, role=role)
+        narrow = sampled.logprobs_BT if role == POLICY else sampled.reference_logprobs_BT
+        torch.testing.assert_close(wide_logprobs[:, :width], narrow, atol=1e-5, rtol=1e-4)
+
+    def widen(values: Tensor) -> Tensor:
+        return torch.nn.functional.pad(values, (0, 4), value=float("nan"))
+
+    wide_sampled = replace(
+        sampled,
+        rollouts=wide_rollouts,
+        logprobs_BT=widen(sampled.logprobs_BT),
+        reference_logprobs_BT=widen(sampled.reference_logprobs_BT),
+    )
+    wide = game.experience(wide_sampled)
+    torch.testing.assert_close(wide.advantages_BT[:, :width], plain.advantages_BT, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(wide.returns_BT[:, :width], plain.returns_BT, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(wide.old_values_BT[:, :width], plain.old_values_BT, atol=1e-5, rtol=1e-4)
+    rows = torch.arange(16)
+    close(game.gradients(wide, rows), game.gradients(plain, rows))
+
+
+def test_gradient_checkpointing_changes_no_sample_and_no_gradient_of_either_role() -> None:
+    gradients = []
+    for switched_on in (False, True):
+        game = Game(ppo_settings(gradient_checkpointing=switched_on), noisy=True)
+        gradients.append(game.gradients(game.experience(game.sample()), torch.arange(16)))
+    close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("pad_token", ["<eos>", "<unk>", "w5"])
+def test_the_choice_of_pad_token_changes_no_weight(pad_token: str) -> None:
+    own, other = Game(ppo_settings()), Game(ppo_settings(), pad_token=pad_token)
+    figures = own.play(3), other.play(3)
+    for a, b in zip(*figures, strict=True):
+        assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
+    close(own.weights(), other.weights())
+
+
+def test_the_number_of_optimizer_steps_is_epochs_times_minibatches_exactly() -> None:
+    for rollouts, minibatches in ((16, 3), (16, 16), (7, 4)):
+        game = Game(ppo_settings(rollouts_per_iteration=rollouts, num_minibatches=minibatches))
+        figures = game.play(2)
+        assert [f["num_steps"] for f in figures] == [2 * minibatches] * 2
+        steps = {int(s["step"]) for s in game.updater.optimizer.state.values()}
+        assert steps == {4 * minibatches}
+
+
+def test_whitened_advantages_have_mean_zero_and_variance_one_over_real_tokens() -> None:
+    batch = Game(ppo_settings(), noisy=True)
+    made = batch.experience(batch.sample())
+    kept = made.advantages_BT[made.rollouts.response_mask_BT].double()
+    assert abs(float(kept.mean())) < 1e-6
+    assert abs(float(kept.var(correction=0)) - 1) < 1e-4
+    assert (made.advantages_BT[~made.rollouts.response_mask_BT] == 0).all()
+
+
+@pytest.mark.parametrize("value", ["separate", "joint"])
+def test_base_and_reference_are_bit_identical_after_training(value: str) -> None:
+    game = Game(ppo_settings(value=value, policy_learning_rate=1e-2, value_learning_rate=1e-2))
+    before = {k: v.clone() for k, v in game.backbone.model.state_dict().items() if ".lora_" not in k}
+    rollouts = game.sample().rollouts
+    reference, _ = score_tokens(game.backbone, rollouts, game.settings, role=REFERENCE)
+    start = game.weights()
+    game.play(3)
+    after = {k: v for k, v in game.backbone.model.state_dict().items() if ".lora_" not in k}
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    again, _ = score_tokens(game.backbone, rollouts, game.settings, role=REFERENCE)
+    assert torch.equal(reference, again)
+    assert any(not torch.equal(start[k], w) for k, w in game.weights().items() if k.startswith("policy."))
+
+
+def test_the_same_seed_gives_the_same_weights_to_the_bit() -> None:
+    one, two = Game(ppo_settings()), Game(ppo_settings())
+    one.play(2)
+    two.play(2)
+    assert all(torch.equal(a, two.weights()[k]) for k, a in one.weights().items())
+
+
+def test_value_warm_up_trains_the_value_alone() -> None:
+    for value in ("separate", "joint"):
+        game = Game(ppo_settings(value=value, value_warmup_iterations=1))
+        start = game.weights()
+        game.play(1)
+        end = game.weights()
+        assert all(torch.equal(start[k], end[k]) for k in start if k.startswith("policy."))
+        assert any(not torch.equal(start[k], end[k]) for k in start if k.startswith("value."))
+        game.updater.update(game.experience(game.sample(1)), iteration=1)
+        assert any(not torch.equal(start[k], w) for k, w in game.weights().items() if k.startswith("policy."))
+
+
+def test_an_iteration_stops_early_once_the_policy_has_moved_too_far() -> None:
+    game = Game(ppo_settings(policy_learning_rate=0.05, max_approx_kl=1e-3))
+    figures = game.play(1)[0]
+    assert figures["stopped_early"] == 1
+    assert figures["num_steps"] < 6
+
+
+def test_the_learning_rates_decay_linearly_to_zero() -> None:
+    game = Game(ppo_settings())
+    rates = []
+    for iteration in range(4):
+        game.updater.update(game.experience(game.sample(iteration)), iteration=iteration)
+        rates.append(game.updater.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+
+
+def test_a_loss_that_is_not_finite_is_skipped_counted_and_in_the_end_an_error() -> None:
+    from rlhf.errors import UserError
+
+    game = Game(ppo_settings(num_epochs=1, num_minibatches=2))
+    batch = game.experience(game.sample())
+    broken = replace(batch, advantages_BT=batch.advantages_BT * float("nan"))
+    start = game.weights()
+    figures = game.updater.update(broken, iteration=0)
+    assert figures["num_skipped_steps"] == 2
+    assert all(torch.equal(start[k], w) for k, w in game.weights().items())
+    with pytest.raises(UserError, match="3 optimizer steps in a row"):
+        game.updater.update(broken, iteration=1)
+
+
+def test_a_response_without_eos_pays_the_penalty() -> None:
+    from ppo.rollout import final_scores
+
+    game = Game(ppo_settings(missing_eos_penalty=2.5))
+    sampled = game.sample()
+    ended = sampled.rollouts.ended_B
+    assert ended.any()
+    assert not ended.all()
+    expected = sampled.scores_B - 2.5 * (~ended).float()
+    assert torch.equal(final_scores(sampled, game.settings), expected)
+
+
+def test_every_prompt_is_used_once_before_any_is_used_again() -> None:
+    settings = ppo_settings(rollouts_per_iteration=8, samples_per_prompt=2)
+    used = [i for k in range(5) for i in schedule_prompts(20, k, settings, seed=3)[0][::2]]
+    assert sorted(used) == list(range(20))
+    _, keys = schedule_prompts(3, 0, ppo_settings(rollouts_per_iteration=8, samples_per_prompt=2), seed=3)
+    assert len(set(keys)) == 8
+
+
+def test_the_logged_kl_of_a_perturbed_policy_matches_its_exact_value() -> None:
+    game = Game(
+        ppo_settings(sampling=SamplingSettings(max_response_tokens=1), rollouts_per_iteration=2000),
+        noisy=True,
+    )
+    prompts = PromptSet([[5, 6, 7]] * 2000, ["p"] * 2000)
+    keys = [(0, i, 0) for i in range(2000)]
+    sampled = collect(game.backbone, prompts, keys, game.reward, game.settings, role=POLICY, seed=1)
+    ids = torch.tensor([[5, 6, 7]])
+    logs = {}
+    for role in (POLICY, REFERENCE):
+        with game.backbone.role(role), torch.no_grad():
+            hidden = game.backbone.hidden(ids, torch.ones_like(ids, dtype=torch.bool))[:, -1]
+            logs[role] = game.backbone.logits(hidden).double().log_softmax(-1)[0]
+    exact = float((logs[POLICY].exp() * (logs[POLICY] - logs[REFERENCE])).sum())
+    error = float(sampled.kl_B.std()) / 2000**0.5
+    assert abs(float(sampled.kl_B.mean()) - exact) < 4 * error
+    assert exact > 10 * error
