@@ -1,0 +1,146 @@
+"""Rankings become groups: one prompt, its completions as token ids, and the pairs that its labels decide."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reward.config import RewardSettings
+from reward.loss import Pair, ranked_pairs
+from rlhf.accounts import Account
+from rlhf.backbone import Backbone
+from rlhf.chat import encode_completion, encode_prompt, fit, prompt_text
+from rlhf.errors import UserError
+from rlhf.records import FAILED, Ranking, prompt_key
+from rlhf.sources import read_rankings, split_by_prompt
+
+STEP = "reward.rankings"
+"""The name under which the account counts what this stage drops."""
+NO_PAIR = "no comparison in group"
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt and K completions, each encoded once; all of them follow the same prompt ids."""
+
+    key: str
+    """Equal for equal prompts and only for them."""
+    prompt: str
+    completions: tuple[str, ...]
+    labels: tuple[str, ...]
+    """What the annotator said of each completion, as people read it."""
+    prompt_ids: list[int]
+    response_ids: list[list[int]]
+    pairs: list[Pair]
+
+    def __len__(self) -> int:
+        return len(self.response_ids)
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        return [self.prompt_ids + ids for ids in self.response_ids]
+
+    @property
+    def max_tokens(self) -> int:
+        """Length of its longest sequence."""
+        return len(self.prompt_ids) + max(len(ids) for ids in self.response_ids)
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """Training and held-out groups, no prompt on both sides, and what became of every record."""
+
+    train: list[Group]
+    held_out: list[Group]
+    account: Account
+
+
+def load_rankings(backbone: Backbone, settings: RewardSettings, *, seed: int, run_folder: Path) -> Rankings:
+    """Read the recipe's rankings, encode them and find their pairs.
+
+    Raises:
+        UserError: a source cannot be read, a group does not fit under policy `error`, or none is left.
+    """
+    records, account = read_rankings(settings.rankings, seed=seed, run_folder=run_folder)
+    sides = split_by_prompt(records, fraction=settings.held_out_fraction, seed=seed)
+    train, held_out = ([g for r in side if (g := _group(backbone, r, settings, account))] for side in sides)
+    if not train:
+        raise UserError(
+            f"no group of completions is left to train on ({len(held_out)} held out)",
+            where=STEP,
+            fix="Give more prompts whose completions differ in rank, or lower reward.held_out_fraction.",
+        )
+    return Rankings(train, held_out, account)
+
+
+def micro_batches(groups: Sequence[Group], max_tokens: int) -> Iterator[list[Group]]:
+    """Groups of like length together, at most `max_tokens` padded tokens at a time (at least one group)."""
+    batch: list[Group] = []
+    rows = 0
+    for group in sorted(groups, key=lambda g: g.max_tokens):
+        if batch and (rows + len(group)) * group.max_tokens > max_tokens:
+            yield batch
+            batch, rows = [], 0
+        batch.append(group)
+        rows += len(group)
+    if batch:
+        yield batch
+
+
+def context_tokens(backbone: Backbone, settings: RewardSettings) -> int:
+    """The longest sequence that this reward model scores."""
+    return min(settings.length.max_tokens or backbone.max_length, backbone.max_length)
+
+
+def _group(backbone: Backbone, record: Ranking, settings: RewardSettings, account: Account) -> Group | None:
+    pairs = _pairs(record, settings)
+    if not pairs:
+        account.add(STEP, NO_PAIR)
+        return None
+    tokenizer = backbone.tokenizer
+    response_ids = [
+        encode_completion(tokenizer, record.prompt, completion, eos=backbone.eos_ids)
+        for completion in record.completions
+    ]
+    text = prompt_text(record.prompt)
+    prompt_ids, outcome = fit(
+        encode_prompt(tokenizer, record.prompt),
+        max(len(ids) for ids in response_ids),
+        context_tokens(backbone, settings),
+        settings.length.over_length,
+        bos_token_id=tokenizer.bos_token_id,
+        where=f"reward.rankings, prompt {text[:60]!r}",
+    )
+    if outcome != "kept":
+        account.add(STEP, "truncated" if outcome == "truncated" else "longer than the context")
+    if prompt_ids is None:
+        return None
+    return Group(
+        key=prompt_key(record.prompt),
+        prompt=text,
+        completions=record.completions,
+        labels=_labels(record),
+        prompt_ids=prompt_ids,
+        response_ids=response_ids,
+        pairs=pairs,
+    )
+
+
+def _pairs(record: Ranking, settings: RewardSettings) -> list[Pair]:
+    if record.comparisons is not None:
+        return [Pair(first, second, target) for first, second, target in record.comparisons]
+    assert record.ranks is not None
+    ranks = [math.inf if rank == FAILED else float(rank) for rank in record.ranks]
+    return ranked_pairs(ranks, with_ties=settings.tie_margin is not None)
+
+
+def _labels(record: Ranking) -> tuple[str, ...]:
+    """A completion's rank, or the mean probability that it is the better one of a comparison."""
+    if record.ranks is not None:
+        return tuple(f"rank {rank}" for rank in record.ranks)
+    assert record.comparisons is not None
+    wins: list[list[float]] = [[] for _ in record.completions]
+    for first, second, target in record.comparisons:
+        wins[first].append(target)
+        wins[second].append(1 - target)
+    return tuple(f"wins {sum(won) / len(won):.2f}" if won else "" for won in wins)

@@ -1,0 +1,186 @@
+"""What a reward model is worth on held-out prompts, by their labels and by a gold scorer if there is one."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from reward.config import RewardSettings
+from reward.data import Group
+from reward.loss import collate, ranking_loss
+from reward.model import RewardCard
+from rlhf.evaluation import (
+    Estimate,
+    accuracy_by_margin,
+    calibration_error,
+    pair_accuracy,
+    pearson,
+    spearman,
+)
+from rlhf.scorers import load_scorer
+
+Values = Sequence[Sequence[float]]
+"""One number for every completion of every group."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One pair of completions with an order that somebody gave it."""
+
+    group: int
+    better: int
+    worse: int
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out groups and what the gold scorer says of their completions."""
+
+    groups: list[Group]
+    gold: list[list[float]] | None
+    settings: RewardSettings
+    seed: int
+
+    @staticmethod
+    def prepare(groups: list[Group], settings: RewardSettings, *, seed: int) -> "HeldOut":
+        """Ask the gold scorer, if there is one, about every completion once."""
+        gold = None
+        if settings.gold is not None:
+            prompts = [group.prompt for group in groups for _ in group.completions]
+            completions = [completion for group in groups for completion in group.completions]
+            flat = iter(load_scorer(settings.gold)(prompts, completions))
+            gold = [[next(flat) for _ in group.completions] for group in groups]
+        return HeldOut(groups, gold, settings, seed)
+
+    def figures(self, scores: Values) -> dict[str, float]:
+        """Every held-out figure by name; see `measure`."""
+        margin = self.settings.tie_margin
+        return measure(self.groups, scores, tie_margin=margin, gold=self.gold, seed=self.seed)
+
+    def table(
+        self, scores: Values, card: RewardCard, *, num_groups: int
+    ) -> tuple[list[str], list[list[str | float]]]:
+        """Columns and rows of the table that shows completions beside their labels and scores."""
+        columns = ["prompt", "completion", "label", "score", "raw_score", "tokens"]
+        rows: list[list[str | float]] = []
+        for number, group in enumerate(self.groups[:num_groups]):
+            for k, completion in enumerate(group.completions):
+                raw = scores[number][k]
+                label, tokens = group.labels[k], len(group.response_ids[k])
+                rows.append([group.prompt, completion, label, (raw - card.offset) / card.spread, raw, tokens])
+                if self.gold is not None:
+                    rows[-1].append(self.gold[number][k])
+        return [*columns, *(["gold"] if self.gold is not None else [])], rows
+
+
+def measure(
+    groups: Sequence[Group], scores: Values, *, tie_margin: float | None, gold: Values | None, seed: int
+) -> dict[str, float]:
+    """Every held-out figure by name: `reward/heldout_*` in docs/metrics.md.
+
+    What the data do not determine (an accuracy of no pairs, say) is left out. Probabilities of exactly 1/2
+    have no order and enter only the loss and the calibration; ties only the loss.
+    """
+    labelled = list(_labelled(groups))
+    lengths = [[float(len(ids)) for ids in group.response_ids] for group in groups]
+    figures: dict[str, float | Estimate | None] = {
+        "num_groups": float(len(groups)),
+        "num_pairs": float(len(labelled)),
+        "loss_nats": _loss(groups, scores, tie_margin),
+        "accuracy": _accuracy(groups, labelled, scores, seed),
+        "longer_accuracy": _accuracy(groups, labelled, lengths, seed),
+        "calibration_error": _calibration(groups, scores, seed),
+        "length_pearson": pearson(_flat(scores), _flat(lengths)),
+        "length_spearman": spearman(_flat(scores), _flat(lengths)),
+    }
+    parts = accuracy_by_margin(_margins(labelled, scores))
+    figures |= {f"accuracy_margin_q{i}": value for i, value in enumerate(parts or [], start=1)}
+    if gold is not None:
+        ordered = list(_ordered_by(gold))
+        figures["num_gold_pairs"] = float(len(ordered))
+        figures["gold_accuracy"] = _accuracy(groups, ordered, scores, seed)
+        figures["gold_longer_accuracy"] = _accuracy(groups, ordered, lengths, seed)
+        figures["gold_pearson"] = pearson(_flat(scores), _flat(gold))
+    return _numbers(figures)
+
+
+def report(figures: dict[str, float]) -> list[tuple[str, str]]:
+    """The held-out figures as the rows that are printed at the end of the stage."""
+    rows: list[tuple[str, str]] = []
+    for name, label in (
+        ("accuracy", "pair accuracy"),
+        ("longer_accuracy", "  of “longer wins”"),
+        ("gold_accuracy", "pair accuracy, gold order"),
+        ("gold_longer_accuracy", "  of “longer wins”"),
+    ):
+        if name in figures:
+            interval = f"[{figures[f'{name}_low']:.3f}, {figures[f'{name}_high']:.3f}]"
+            pairs = figures["num_gold_pairs" if name.startswith("gold") else "num_pairs"]
+            rows.append((label, f"{figures[name]:.3f}  95 % {interval}, {pairs:,.0f} pairs"))
+    if "accuracy_margin_q1" in figures:
+        quartiles = "  ".join(f"{figures[f'accuracy_margin_q{i}']:.3f}" for i in range(1, 5))
+        rows.append(("accuracy by margin, small to large", quartiles))
+    if "calibration_error" in figures:
+        rows.append(("calibration error (ECE)", f"{figures['calibration_error']:.3f}"))
+    if "length_pearson" in figures and "length_spearman" in figures:
+        values = f"Pearson {figures['length_pearson']:+.3f}, Spearman {figures['length_spearman']:+.3f}"
+        rows.append(("correlation with length", values))
+    return rows or [("held-out", "no comparison")]
+
+
+def _labelled(groups: Sequence[Group]) -> Iterator[Judgement]:
+    for number, group in enumerate(groups):
+        for first, second, target, is_tie in group.pairs:
+            if not is_tie and target != 0.5:
+                yield Judgement(number, *((first, second) if target > 0.5 else (second, first)))
+
+
+def _ordered_by(values: Values) -> Iterator[Judgement]:
+    """Every pair of a group whose two values differ."""
+    for number, group in enumerate(values):
+        for i in range(len(group)):
+            for j in range(i + 1, len(group)):
+                if group[i] != group[j]:
+                    yield Judgement(number, *((i, j) if group[i] > group[j] else (j, i)))
+
+
+def _margins(judgements: Sequence[Judgement], values: Values) -> list[float]:
+    return [values[j.group][j.better] - values[j.group][j.worse] for j in judgements]
+
+
+def _accuracy(
+    groups: Sequence[Group], judgements: Sequence[Judgement], values: Values, seed: int
+) -> Estimate | None:
+    """Accuracy with its interval; groups of one prompt are one unit of the bootstrap."""
+    numbers = {key: n for n, key in enumerate(dict.fromkeys(group.key for group in groups))}
+    prompts = [numbers[groups[j.group].key] for j in judgements]
+    return pair_accuracy(_margins(judgements, values), prompts, seed=seed)
+
+
+def _calibration(groups: Sequence[Group], scores: Values, seed: int) -> float | None:
+    pairs = [(number, pair) for number, group in enumerate(groups) for pair in group.pairs if not pair.is_tie]
+    margins = [scores[number][pair.first] - scores[number][pair.second] for number, pair in pairs]
+    return calibration_error(margins, [pair.target for _, pair in pairs], seed=seed)
+
+
+def _loss(groups: Sequence[Group], scores: Values, tie_margin: float | None) -> float | None:
+    if not groups:
+        return None
+    pairs = collate([group.pairs for group in groups], [len(group) for group in groups])
+    return float(ranking_loss(torch.tensor(_flat(scores)), pairs, tie_margin=tie_margin or 0.0))
+
+
+def _flat(values: Values) -> list[float]:
+    return [value for group in values for value in group]
+
+
+def _numbers(figures: dict[str, float | Estimate | None]) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for name, value in figures.items():
+        if isinstance(value, Estimate):
+            numbers |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+        elif value is not None:
+            numbers[name] = value
+    assert np.isfinite(list(numbers.values())).all()
+    return numbers

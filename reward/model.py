@@ -1,0 +1,172 @@
+"""The reward model on a backbone: an adapter, a scalar head, and the normalization of its scores.
+
+What the reward stage publishes is the *raw* score, a plain PEFT adapter with a head that has no bias.
+`reward.json` beside it says which base the adapter belongs to, and the offset and spread that give the SFT
+policy's own samples mean 0 and variance 1.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rlhf.backbone import Backbone, load_score_head
+from rlhf.errors import UserError
+from rlhf.manifest import MODEL, Manifest, Record
+from rlhf.storage import sha256_file
+
+# Shapes: B sequences, L tokens of a padded sequence, H hidden size.
+
+ROLE = "reward"
+CARD_FILE = "reward.json"
+_WEIGHTS = (".safetensors", ".bin")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
+
+
+class RewardCard(Record):
+    """What `reward.json` says of a published reward model."""
+
+    schema_version: Literal[1] = 1
+    base_sha256: str
+    """Identity of the base model: see `base_identity`."""
+    precision: Literal["fp32", "bf16"]
+    """Precision of the base when offset and spread were measured."""
+    offset: float
+    """Mean raw score of the SFT policy's own samples."""
+    spread: float
+    """Standard deviation of the same scores, or 1 if they are all equal."""
+    num_reference_samples: int
+    eos_ids: list[int]
+    """Tokens that end a completion; a completion is scored with its EOS."""
+    max_tokens: int
+    """Longest sequence (prompt and completion) that it was trained for."""
+
+    @staticmethod
+    def of(folder: Path) -> "RewardCard":
+        """The card of a published model.
+
+        Raises:
+            UserError: there is none, or it is damaged or of another version.
+        """
+        path = folder / CARD_FILE
+        if not path.is_file():
+            raise UserError(
+                f"no reward model here ({CARD_FILE} is missing)",
+                where=str(folder),
+                fix="Give the folder that the reward stage published, runs/<name>/reward/model.",
+            )
+        return RewardCard.read(path)
+
+
+class RewardModel:
+    """The role `reward` of a backbone, with its normalization."""
+
+    def __init__(self, backbone: Backbone, card: RewardCard) -> None:
+        self.backbone, self.card = backbone, card
+
+    @property
+    def offset(self) -> float:
+        return self.card.offset
+
+    @property
+    def spread(self) -> float:
+        return self.card.spread
+
+    def raw(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Raw scores (B,) at the last real token of each row."""
+        return raw_scores(self.backbone, input_ids_BL, mask_BL)
+
+    def normalized(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Scores (B,) in units of the SFT policy: its own samples have mean 0 and variance 1."""
+        return (self.raw(input_ids_BL, mask_BL) - self.offset) / self.spread
+
+
+def load_reward(backbone: Backbone, folder: Path, *, expected_base_sha256: str) -> RewardModel:
+    """Add a published reward model to `backbone` as its role `reward`, frozen.
+
+    `expected_base_sha256` is the identity of the backbone's base.
+
+    Raises:
+        UserError: the folder holds no reward model of ours, or one that was trained on another base.
+    """
+    card = RewardCard.of(folder)
+    if card.base_sha256 != expected_base_sha256:
+        raise UserError(
+            f"this reward model was trained on another base ({card.base_sha256[:12]}, "
+            f"not {expected_base_sha256[:12]} as here)",
+            where=str(folder),
+            fix="Train the reward stage again on this SFT model, or go back to the one that it belongs to.",
+        )
+    backbone.load_adapter(ROLE, folder)
+    load_score_head(backbone.add_head(ROLE, bias=False), folder)
+    return RewardModel(backbone, card)
+
+
+def raw_scores(backbone: Backbone, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """Raw scores (B,) of the role `reward` at the last real token of each row, padded on either side."""
+    with backbone.role(ROLE):
+        hidden_BLH = backbone.hidden(input_ids_BL, mask_BL)
+    last_B = mask_BL.long().cumsum(1).argmax(1)
+    rows_B = torch.arange(len(hidden_BLH), device=hidden_BLH.device)
+    return backbone.scalar(ROLE, hidden_BLH[rows_B, last_B])
+
+
+@torch.no_grad()
+def score_sequences(backbone: Backbone, sequences: Sequence[Sequence[int]], *, max_tokens: int) -> Tensor:
+    """Raw scores of whole token sequences, in their order, on the CPU.
+
+    Sequences of like length go through together, at most `max_tokens` padded tokens at a time.
+    """
+    scores = torch.zeros(len(sequences))
+    for rows in _pack([len(ids) for ids in sequences], max_tokens):
+        ids_BL, mask_BL = pad_right([sequences[row] for row in rows], backbone.pad_id, backbone.device)
+        scores[rows] = raw_scores(backbone, ids_BL, mask_BL).cpu()
+    return scores
+
+
+def pad_right(
+    sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device | str
+) -> tuple[Tensor, Tensor]:
+    """Token ids and mask (B, L), padded on the right."""
+    lengths_B = torch.tensor([len(ids) for ids in sequences])
+    mask_BL = torch.arange(int(lengths_B.max())).unsqueeze(0) < lengths_B.unsqueeze(1)
+    ids_BL = torch.full(mask_BL.shape, pad_id, dtype=torch.long)
+    ids_BL[mask_BL] = torch.tensor([token for ids in sequences for token in ids], dtype=torch.long)
+    return ids_BL.to(device), mask_BL.to(device)
+
+
+def base_identity(sft: Manifest) -> str:
+    """What a reward adapter belongs to: a hash of the weights and the vocabulary of the SFT model."""
+    start = f"{sft.stage}/{MODEL}/"
+    return _identity({p.removeprefix(start): sha for p, sha in sft.outputs.items() if p.startswith(start)})
+
+
+def folder_identity(folder: Path) -> str:
+    """`base_identity` of a model folder, from the files themselves."""
+    return _identity(
+        {p.name: sha256_file(p) for p in folder.iterdir() if p.is_file() and _identifies(p.name)}
+    )
+
+
+def _identity(files: Mapping[str, str]) -> str:
+    chosen = sorted((name, sha) for name, sha in files.items() if _identifies(name))
+    return hashlib.sha256(json.dumps(chosen).encode()).hexdigest()
+
+
+def _identifies(name: str) -> bool:
+    return name.endswith(_WEIGHTS) or name in _VOCABULARIES
+
+
+def _pack(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    rows: list[int] = []
+    for row in sorted(range(len(lengths)), key=lambda r: lengths[r]):
+        if rows and lengths[row] * (len(rows) + 1) > max_tokens:
+            yield rows
+            rows = []
+        rows.append(row)
+    if rows:
+        yield rows

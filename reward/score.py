@@ -1,0 +1,170 @@
+"""Scoring a file: rows of a prompt and a completion (or completions) get `score` and `raw_score`."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from reward.model import RewardCard, RewardModel, folder_identity, load_reward, score_sequences
+from rlhf.backbone import Backbone
+from rlhf.chat import encode_completion, encode_prompt, fit
+from rlhf.config import ModelSettings, RunSettings
+from rlhf.distributed import start_process
+from rlhf.errors import UserError
+from rlhf.records import Message, Turns
+from rlhf.storage import write_atomic
+
+_FORM = 'A row is {"prompt": ..., "completion": "..."} or {"prompt": ..., "completions": ["...", ...]}.'
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """How a file is scored; nothing here changes a score but `over_length`."""
+
+    batch_tokens: int = 8192
+    over_length: Literal["error", "truncate_left"] = "error"
+    device: str = "auto"
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the input."""
+
+    values: dict[str, Any]
+    prompt: str | Turns
+    completions: list[str]
+    where: str
+
+
+def score_file(model_folder: Path, source: Path, target: Path, options: ScoreOptions) -> None:
+    """Write `source`'s rows to `target` with `score` (normalized) and `raw_score`, numbers or lists.
+
+    Raises:
+        UserError: a malformed row, an output that exists, or a folder that holds no reward model.
+    """
+    if target.exists() and not options.force:
+        raise UserError("the output exists", where=str(target), fix="Name another file, or add --force.")
+    rows = read_rows(source)
+    model = open_model(model_folder, device=options.device)
+    scores = score_rows(model, rows, options)
+    lines: list[str] = []
+    for row, raw in zip(rows, scores, strict=True):
+        normalized = [(value - model.offset) / model.spread for value in raw]
+        single = "completion" in row.values
+        added = {"score": normalized[0] if single else normalized, "raw_score": raw[0] if single else raw}
+        lines.append(json.dumps(row.values | added, ensure_ascii=False) + "\n")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(target, "".join(lines))
+    print(f"reward: scored {sum(map(len, scores)):,} completions of {len(rows):,} rows: {target}")
+
+
+def open_model(folder: Path, *, device: str) -> RewardModel:
+    """A published reward model on its own base.
+
+    The base's path is taken as relative to the run folder, then as it stands; otherwise it is a hub id.
+
+    Raises:
+        UserError: no reward model there, its base is missing, or it is another base now.
+    """
+    card = RewardCard.of(folder)
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"cannot read adapter_config.json ({error.strerror})", where=str(folder), fix="Train it again."
+        ) from None
+    base = str(config["base_model_name_or_path"])
+    near = folder.resolve().parent.parent / base
+    path = near if near.is_dir() else Path(base)
+    settings = ModelSettings.model_validate({"path": base, "precision": card.precision})
+    backbone = Backbone.load(
+        path if path.is_dir() else base, settings=settings, device=start_process(RunSettings(device=device))
+    )
+    # A hub id names no files that could be compared; that the adapter fits on the base is checked below.
+    identity = folder_identity(path) if path.is_dir() else card.base_sha256
+    return load_reward(backbone, folder, expected_base_sha256=identity)
+
+
+def read_rows(source: Path) -> list[Row]:
+    """The rows of a JSONL file, checked.
+
+    Raises:
+        UserError: no such file, a line that is no row (named by its number), or no row at all.
+    """
+    try:
+        text = source.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read it ({error.strerror})", where=str(source), fix=_FORM) from None
+    except UnicodeDecodeError:
+        raise UserError("not UTF-8 text", where=str(source), fix="Save it as UTF-8.") from None
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if not lines:
+        raise UserError("the file holds no rows", where=str(source), fix=_FORM)
+    return [_row(line, f"{source}, line {number}") for number, line in lines]
+
+
+def score_rows(model: RewardModel, rows: Sequence[Row], options: ScoreOptions) -> list[list[float]]:
+    """Raw scores of every completion of every row."""
+    sequences: list[list[int]] = []
+    for row in rows:
+        try:
+            sequences += [_encode(model, row, completion, options) for completion in row.completions]
+        except UserError as error:
+            raise UserError(error.what, where=row.where, fix=error.fix) from None
+    flat = iter(score_sequences(model.backbone, sequences, max_tokens=options.batch_tokens).tolist())
+    return [[next(flat) for _ in row.completions] for row in rows]
+
+
+def _encode(model: RewardModel, row: Row, completion: str, options: ScoreOptions) -> list[int]:
+    backbone = model.backbone
+    response_ids = encode_completion(backbone.tokenizer, row.prompt, completion, eos=backbone.eos_ids)
+    prompt_ids, _ = fit(
+        encode_prompt(backbone.tokenizer, row.prompt),
+        len(response_ids),
+        model.card.max_tokens,
+        options.over_length,
+        bos_token_id=backbone.tokenizer.bos_token_id,
+    )
+    if prompt_ids is None:
+        raise UserError(
+            f"the completion alone has {len(response_ids)} tokens, and {model.card.max_tokens} fit",
+            fix="Shorten it, or remove the row.",
+        )
+    return prompt_ids + response_ids
+
+
+def _row(line: str, where: str) -> Row:
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"not valid JSON: {error.msg}", where=where, fix=_FORM) from None
+    if not isinstance(values, dict):
+        raise UserError("not a JSON object", where=where, fix=_FORM)
+    if ("completion" in values) == ("completions" in values):
+        raise UserError("give either `completion` or `completions`", where=where, fix=_FORM)
+    completions = [values["completion"]] if "completion" in values else values["completions"]
+    if (
+        not isinstance(completions, list)
+        or not completions
+        or not all(isinstance(c, str) for c in completions)
+    ):
+        raise UserError(
+            "a completion is text, and `completions` a list of at least one", where=where, fix=_FORM
+        )
+    return Row(values, _prompt(values.get("prompt"), where), completions, where)
+
+
+def _prompt(value: Any, where: str) -> str | Turns:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and value:
+        messages = [m for m in value if isinstance(m, dict) and set(m) == {"role", "content"}]
+        if len(messages) == len(value) and all(isinstance(t, str) for m in messages for t in m.values()):
+            return tuple(Message(m["role"], m["content"]) for m in messages)
+    raise UserError(
+        "`prompt` is neither text nor a list of messages",
+        where=where,
+        fix=f'{_FORM} A message is {{"role": "...", "content": "..."}}.',
+    )

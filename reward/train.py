@@ -1,0 +1,164 @@
+"""Stage 2's main line: train on groups, measure on held-out prompts, normalize, publish.
+
+Left out of what the literature does: a margin that grows with the strength of a preference (soft labels say
+it in probabilities), a language-modelling term beside the ranking loss, and ensembles.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from reward.config import RewardSettings
+from reward.data import Group, Rankings, context_tokens, load_rankings
+from reward.evaluate import HeldOut, report
+from reward.model import RewardCard, base_identity, score_sequences
+from reward.publish import write_model
+from reward.trainer import Trainer
+from rlhf.artifacts import StageRun, require
+from rlhf.backbone import REFERENCE, Backbone
+from rlhf.chat import fit
+from rlhf.config import Recipe
+from rlhf.distributed import start_process
+from rlhf.errors import UserError
+from rlhf.rollouts import sample
+from rlhf.tracking import Tracker, print_result, progress
+
+# Shapes: S samples.
+
+OverLength = Literal["error", "drop", "truncate_left"]
+NORMALIZATION = 2**41
+"""Stands where an iteration would in a noise key: no rollout of a later stage shares this noise."""
+
+
+def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
+    """Train, measure, normalize and publish; goes on from the newest checkpoint of a half-finished stage."""
+    run, seed, device = recipe.run_folder, recipe.run.seed, start_process(recipe.run)
+    base_sha256 = base_identity(require(run, "sft"))
+    backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=device)
+    data = load_rankings(backbone, settings, seed=seed, run_folder=run)
+    data.account.print("reward: rankings")
+    held_out = HeldOut.prepare(data.held_out, settings, seed=seed)
+    trainer = Trainer(backbone, data.train, settings, seed=seed)
+    resumed = stage.resuming and trainer.restore(stage.folder)
+    step = trainer.next_step if resumed else None
+    with Tracker(recipe, "reward", stage.folder, resume_step=step) as tracker:
+        run_steps(trainer, held_out, stage, tracker, log_every=recipe.tracking.log_every_steps)
+        samples_S, counts = reference_scores(backbone, data, settings, seed=seed)
+        spread = float(samples_S.std(correction=0))
+        card = RewardCard(
+            base_sha256=base_sha256,
+            precision=recipe.model.precision,
+            offset=float(samples_S.mean()),
+            spread=spread if spread > 0 else 1.0,
+            num_reference_samples=len(samples_S),
+            eos_ids=list(backbone.eos_ids),
+            max_tokens=context_tokens(backbone, settings),
+        )
+        accounts = {"rankings": data.account.to_json(), "normalization": counts}
+        finish(trainer, held_out, card, accounts, stage=stage, tracker=tracker)
+
+
+def run_steps(
+    trainer: Trainer, held_out: HeldOut, stage: StageRun, tracker: Tracker, *, log_every: int
+) -> None:
+    """Take all steps that are left, with their checkpoints and measurements."""
+    every = trainer.settings.eval_every_steps if held_out.groups else 0
+    for _ in progress(range(trainer.next_step, trainer.num_steps), desc="reward"):
+        trainer.step()
+        step, is_last = trainer.next_step, trainer.next_step == trainer.num_steps
+        if step % log_every == 0 or is_last:
+            tracker.log({f"reward/{name}": value for name, value in trainer.take_window().items()}, step=step)
+        if every and step % every == 0 and not is_last:
+            figures = held_out.figures(trainer.score_groups(held_out.groups))
+            tracker.log({f"reward/heldout_{name}": value for name, value in figures.items()}, step=step)
+        if step % trainer.settings.checkpoint_every_steps == 0 or is_last:
+            trainer.save(stage.folder)
+
+
+def reference_scores(
+    backbone: Backbone, data: Rankings, settings: RewardSettings, *, seed: int
+) -> tuple[Tensor, dict[str, int]]:
+    """Raw scores (S,), float64, of S samples of the SFT policy on training prompts, and what was used.
+
+    Every prompt that leaves room for a sample is used once before any is used again.
+
+    Raises:
+        UserError: no training prompt leaves room for a sample.
+    """
+    prompts, counts = _sampling_prompts(backbone, data.train, settings)
+    order = np.random.default_rng([seed, NORMALIZATION]).permutation(len(prompts))
+    places = range(settings.num_normalization_samples)
+    rows = [int(order[place % len(order)]) for place in places]
+    rollouts = sample(
+        backbone,
+        [prompts[row] for row in rows],
+        role=REFERENCE,
+        settings=settings.sampling,
+        keys=[(NORMALIZATION, row, place // len(order)) for row, place in zip(rows, places, strict=True)],
+        seed=seed,
+    )
+    sequences = [p + r for p, r in zip(rollouts.prompt_lists(), rollouts.response_lists(), strict=True)]
+    scores_S = score_sequences(backbone, sequences, max_tokens=settings.micro_batch_tokens).double()
+    return scores_S, counts | {"samples": len(rows), "ended": int(rollouts.ended_B.sum())}
+
+
+def finish(
+    trainer: Trainer,
+    held_out: HeldOut,
+    card: RewardCard,
+    accounts: dict[str, Any],
+    *,
+    stage: StageRun,
+    tracker: Tracker,
+) -> None:
+    """Measure and publish the reward model, log its figures, and say what came out."""
+    step, num_rows = trainer.num_steps, trainer.settings.num_table_rows
+    measured: dict[str, float] = {}
+    if held_out.groups:
+        scores = trainer.score_groups(held_out.groups)
+        measured = held_out.figures(scores)
+        columns, rows = held_out.table(scores, card, num_groups=num_rows)
+        tracker.table("reward/heldout", columns, rows, step=step)
+    figures = {f"heldout_{name}": value for name, value in measured.items()}
+    figures |= {"offset": card.offset, "spread": card.spread}
+    tracker.log({f"reward/{name}": value for name, value in figures.items()}, step=step)
+    manifest = stage.publish(
+        write_model=lambda folder: write_model(trainer.backbone, card, folder),
+        metrics=figures | {"num_steps": step, "skipped_steps": trainer.skipped_steps},
+        accounts=accounts,
+        wandb_url=tracker.url,
+    )
+    tracker.finish({"artifact_sha256": manifest.artifact_sha256})
+    print_result(
+        "reward",
+        [
+            *report(measured),
+            ("raw score of SFT samples", f"mean {card.offset:+.3f}, spread {card.spread:.3f}"),
+            ("reward model", str(stage.folder / "model")),
+        ],
+        next_command="make ppo",
+    )
+
+
+def _sampling_prompts(
+    backbone: Backbone, groups: Sequence[Group], settings: RewardSettings
+) -> tuple[list[list[int]], dict[str, int]]:
+    """Different training prompts with room for a whole sample, shortened if the policy is to truncate."""
+    prompts = {group.key: group.prompt_ids for group in groups}
+    context, room = context_tokens(backbone, settings), settings.sampling.max_response_tokens
+    policy: OverLength = "truncate_left" if settings.length.over_length == "truncate_left" else "drop"
+    bos_id = backbone.tokenizer.bos_token_id
+    fitted = [fit(ids, room, context, policy, bos_token_id=bos_id)[0] for ids in prompts.values()]
+    kept = [ids for ids in fitted if ids is not None]
+    if not kept:
+        raise UserError(
+            f"no training prompt leaves room for {room} sampled tokens in a context of {context}",
+            where="reward.sampling.max_response_tokens",
+            fix="Lower it, or raise reward.length.max_tokens.",
+        )
+    without_room = len(prompts) - len(kept)
+    if without_room:
+        print(f"reward: {without_room} of {len(prompts)} prompts leave no room for a normalization sample")
+    return kept, {"prompts": len(prompts), "prompts_without_room": without_room}

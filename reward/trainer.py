@@ -1,0 +1,180 @@
+"""The reward adapter and head in training: groups → scores → ranking loss → step."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from reward.config import RewardSettings
+from reward.data import Group, micro_batches
+from reward.evaluate import Values
+from reward.loss import Pairs, collate, ranking_loss
+from reward.model import ROLE, pad_right, raw_scores, score_sequences
+from rlhf import checkpoints
+from rlhf.backbone import Backbone, init_head
+from rlhf.errors import UserError
+
+# Shapes: N completions of a micro-batch, L tokens of a padded sequence, P pairs.
+
+MAX_SKIPPED_IN_A_ROW = 3
+
+
+class Trainer:
+    """The reward adapter and head in training: optimizer, schedule, and what one step does."""
+
+    def __init__(
+        self, backbone: Backbone, groups: Sequence[Group], settings: RewardSettings, *, seed: int
+    ) -> None:
+        self.backbone, self.groups, self.settings, self.seed = backbone, groups, settings, seed
+        backbone.add_adapter(ROLE, settings.lora, seed=seed)
+        init_head(backbone.add_head(ROLE, bias=False), seed=seed)
+        backbone.set_trainable([ROLE])
+        if settings.gradient_checkpointing:
+            backbone.enable_gradient_checkpointing()
+        self.named = backbone.role_parameters(ROLE)
+        self._peaks = (settings.learning_rate, settings.head_learning_rate)
+        adapter, head = backbone.adapter_parameters(ROLE), dict(backbone.heads[ROLE].named_parameters())
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": list(group.values()), "lr": peak}
+                for group, peak in zip((adapter, head), self._peaks, strict=True)
+            ],
+            weight_decay=settings.weight_decay,
+        )
+        self.steps_per_epoch = math.ceil(len(groups) / settings.batch_size)
+        self.num_steps = settings.num_epochs * self.steps_per_epoch
+        self.next_step = 0
+        self.skipped_steps = 0
+        self.skipped_in_a_row = 0
+        self.window: dict[str, list[float]] = {}
+        """Figures of the steps since the last line of the metrics."""
+
+    def batch(self, step: int) -> list[Group]:
+        """The groups of a step: a fresh shuffle for every epoch, a function of seed and epoch alone."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.groups))
+        rows = order[place * self.settings.batch_size : (place + 1) * self.settings.batch_size]
+        return [self.groups[row] for row in rows]
+
+    def step(self) -> None:
+        """Take the next optimizer step.
+
+        Raises:
+            UserError: several steps in a row were not finite.
+        """
+        factor = self.learning_rate_factor(self.next_step)
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+        self.optimizer.zero_grad(set_to_none=True)
+        figures = self.accumulate(self.batch(self.next_step))
+        norm = nn.utils.clip_grad_norm_(self.named.values(), self.settings.max_grad_norm)
+        figures["gradient_norm"] = float(norm)
+        self.next_step += 1
+        if not np.isfinite(list(figures.values())).all():
+            self._skip()
+            return
+        self.optimizer.step()
+        self.skipped_in_a_row = 0
+        for name, value in figures.items():
+            self.window.setdefault(name, []).append(value)
+
+    def accumulate(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Add the gradients of one step, micro-batch by micro-batch; how it is cut changes nothing."""
+        loss_sum, outcomes = 0.0, []
+        for part in micro_batches(groups, self.settings.micro_batch_tokens):
+            scores_N, pairs = self.scores(part, num_groups=len(groups))
+            loss = ranking_loss(scores_N, pairs, tie_margin=self.settings.tie_margin or 0.0)
+            loss.backward()
+            loss_sum += float(loss.detach())
+            outcomes.append(_ordered_margins(scores_N.detach(), pairs))
+        margins_P = torch.cat(outcomes)
+        figures = {"loss_nats": loss_sum}
+        if len(margins_P):
+            right = (margins_P > 0).float() + 0.5 * (margins_P == 0).float()
+            figures |= {"accuracy": float(right.mean()), "margin_mean": float(margins_P.mean())}
+        return figures
+
+    def scores(self, groups: Sequence[Group], *, num_groups: int) -> tuple[Tensor, Pairs]:
+        """Raw scores (N,) of every completion of `groups`, and their pairs.
+
+        The one place that turns groups into model inputs: each completion carries its prompt along.
+        """
+        device = self.backbone.device
+        sequences = [ids for group in groups for ids in group.sequences]
+        ids_NL, mask_NL = pad_right(sequences, self.backbone.pad_id, device)
+        pairs = collate(
+            [g.pairs for g in groups], [len(g) for g in groups], num_groups=num_groups, device=device
+        )
+        return raw_scores(self.backbone, ids_NL, mask_NL), pairs
+
+    def score_groups(self, groups: Sequence[Group]) -> Values:
+        """Raw scores of every completion of every group."""
+        sequences = [ids for group in groups for ids in group.sequences]
+        flat = iter(
+            score_sequences(self.backbone, sequences, max_tokens=self.settings.micro_batch_tokens).tolist()
+        )
+        return [[next(flat) for _ in range(len(group))] for group in groups]
+
+    def learning_rate_factor(self, step: int) -> float:
+        """Share of the peak learning rates at a step that counts from 0."""
+        warmup = math.ceil(self.settings.warmup_fraction * self.num_steps)
+        if step < warmup:
+            return (step + 1) / warmup
+        done = (step - warmup) / (self.num_steps - warmup)
+        falls = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2, "constant": 1.0}
+        return falls[self.settings.schedule]
+
+    def take_window(self) -> dict[str, float]:
+        """Mean figures of the steps since the last call."""
+        figures = {name: sum(values) / len(values) for name, values in self.window.items()}
+        self.window = {}
+        return figures | {
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "skipped_steps": float(self.skipped_steps),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write a complete checkpoint."""
+        tensors = {f"weights.{key}": parameter.detach() for key, parameter in self.named.items()}
+        tensors |= checkpoints.optimizer_tensors(self.optimizer, self.named)
+        state = {
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "window": self.window,
+        }
+        checkpoints.save(folder, self.next_step, tensors, state, keep=2)
+
+    def restore(self, folder: Path) -> bool:
+        """Go on from the newest good checkpoint, if there is one."""
+        found = checkpoints.latest(folder)
+        if found is None:
+            return False
+        with torch.no_grad():
+            for key, parameter in self.named.items():
+                parameter.copy_(found.tensors[f"weights.{key}"])
+        checkpoints.restore_optimizer(self.optimizer, self.named, found.tensors)
+        self.skipped_steps = found.state["skipped_steps"]
+        self.skipped_in_a_row = found.state["skipped_in_a_row"]
+        self.window = found.state["window"]
+        self.next_step = found.step
+        return True
+
+    def _skip(self) -> None:
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"{self.skipped_in_a_row} optimizer steps in a row had a loss or gradient that is not finite",
+                where="reward",
+                fix="The last checkpoint is good. Lower reward.learning_rate, or use model.precision=fp32.",
+            )
+
+
+def _ordered_margins(scores_N: Tensor, pairs: Pairs) -> Tensor:
+    """Margins of the pairs that have a better one, better less worse."""
+    sign_P = torch.where(pairs.tie_P, 0.0, torch.sign(pairs.target_P - 0.5))
+    margins_P: Tensor = (pairs.margins(scores_N) * sign_P)[sign_P != 0]
+    return margins_P.cpu()

@@ -1,0 +1,31 @@
+"""`python -m sft`: fine-tune the model of a recipe on its demonstrations."""
+
+import sys
+from collections.abc import Sequence
+from typing import cast
+
+from rlhf.artifacts import StageRun
+from rlhf.command import load, stage_arguments
+from rlhf.errors import run_command
+from sft.config import SFTSettings
+from sft.inputs import stage_inputs
+
+DESCRIPTION = "Stage 1: supervised fine-tuning; the loss is on completions only, their EOS included."
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = stage_arguments("sft", DESCRIPTION, argv)
+    recipe = load(arguments)
+    settings = cast(SFTSettings, recipe.section("sft"))
+    stage = StageRun.open(recipe, "sft", stage_inputs(recipe, settings), clean=arguments.clean)
+    if stage is None:
+        return 0
+    from sft.train import train  # torch and transformers load only when there is work
+
+    with stage:
+        train(recipe, settings, stage)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

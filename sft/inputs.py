@@ -1,0 +1,39 @@
+"""What the stage's result depends on beside its settings; decided without importing torch."""
+
+from pathlib import Path
+
+from rlhf.artifacts import tree_hash
+from rlhf.config import ModelSettings, Recipe, SourceSettings
+from rlhf.errors import UserError
+from rlhf.sources import source_fingerprints
+from sft.config import SFTSettings
+
+
+def stage_inputs(recipe: Recipe, settings: SFTSettings) -> dict[str, str]:
+    """Hashes of the demonstrations, of the tokenizer's texts and of the starting model.
+
+    Raises:
+        UserError: a file or the model's folder is missing.
+    """
+    inputs = source_fingerprints(used_sources(recipe.model, settings), run_folder=recipe.run_folder)
+    if recipe.model.path is not None:
+        inputs["model"] = _identity(recipe.model.path, recipe.model.revision)
+    return inputs
+
+
+def used_sources(model: ModelSettings, settings: SFTSettings) -> list[SourceSettings]:
+    """The sources that are read: only a tokenizer from scratch looks at `tokenizer_prompts`."""
+    return [*settings.demonstrations, *(settings.tokenizer_prompts if model.scratch else [])]
+
+
+def _identity(path: str, revision: str | None) -> str:
+    folder = Path(path)
+    if folder.is_dir():
+        return tree_hash(folder)
+    if path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.exists():
+        raise UserError(
+            "there is no such model folder",
+            where=f"model.path={path}",
+            fix="Give a folder that holds a Hugging Face model, or a hub id `owner/name`.",
+        )
+    return f"hub:{path}@{revision or 'main'}"

@@ -1,0 +1,177 @@
+"""The model that the stage starts from, and the plain Hugging Face model that it leaves."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
+
+from rlhf.backbone import check_model_path, quiet_transformers
+from rlhf.chat import eos_ids
+from rlhf.config import ModelSettings, SamplingSettings
+from rlhf.errors import UserError
+from sft import scratch
+from sft.config import SFTSettings
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass
+class Start:
+    """A causal language model with its tokenizer, before training."""
+
+    model: Any
+    """A `PreTrainedModel`."""
+    tokenizer: Any
+    """A `PreTrainedTokenizerBase`."""
+    eos_ids: tuple[int, ...]
+    """Every id that ends a response, as tokenizer and generation settings name them."""
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model can see."""
+        config: Any = self.model.config.get_text_config()
+        length: Any = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
+        return int(length or 2**31)
+
+
+def start(model: ModelSettings, settings: SFTSettings, *, texts: Iterable[str], seed: int) -> Start:
+    """Load the model of the recipe, or make it from nothing with a tokenizer trained on `texts`.
+
+    Raises:
+        UserError: the model does not exist, cannot be loaded, or lacks weights.
+    """
+    quiet_transformers()
+    if model.scratch is not None:
+        tokenizer: Any = scratch.train_tokenizer(texts, model.scratch)
+        network: Any = scratch.new_model(model.scratch, tokenizer, seed=seed, attention=model.attention)
+    else:
+        network, tokenizer = _load(model, _dtype(model, settings))
+    if model.chat_template is not None:
+        tokenizer.chat_template = model.chat_template
+    for module in network.modules():
+        if isinstance(module, nn.Embedding):
+            module.padding_idx = None  # it would keep that row's gradient out, and it may be a real token
+    return Start(network, tokenizer, eos_ids(tokenizer, network.generation_config))
+
+
+def choose_pad(start: Start, used_ids: Iterable[int]) -> int:
+    """An id to pad with that cannot be the last token of a response, made the tokenizer's own.
+
+    Plain transformers finds the last token of a sequence to classify by `input_ids != pad_token_id`, so a pad
+    that is an EOS would hide the EOS that was really there. In order of preference: the tokenizer's own pad,
+    its unknown token, its BOS, and the highest id that occurs in no demonstration (special tokens first); an
+    EOS is none of them.
+    """
+    tokenizer = start.tokenizer
+    num_rows = start.model.get_input_embeddings().weight.shape[0]
+    named = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
+    special = [
+        i for i, token in sorted(tokenizer.added_tokens_decoder.items(), reverse=True) if token.special
+    ]
+    used = set(used_ids)
+    unused = (i for i in (*special, *range(min(num_rows, len(tokenizer)) - 1, -1, -1)) if i not in used)
+    for candidate in (*named, *unused):
+        if candidate is not None and candidate not in start.eos_ids and 0 <= candidate < num_rows:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(candidate)
+            return int(candidate)
+    raise AssertionError("every token occurs in the demonstrations or is an EOS")
+
+
+def merge(model: Any) -> Any:
+    """The plain model, with LoRA's update added to its weights in fp32 and rounded once to their own type."""
+    if not isinstance(model, PeftModel):
+        return model
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, LoraLayer):
+                layer: Any = module
+                weight = layer.get_base_layer().weight
+                for name in layer.lora_A:
+                    update = layer.get_delta_weight(name).float()
+                    weight.copy_((weight.float() + update).to(weight.dtype))
+    return model.unload()
+
+
+def set_tokens(start: Start, model: Any, *, pad_id: int, sampling: SamplingSettings) -> None:
+    """Make the published configuration agree with the tokenizer on every special token."""
+    tokenizer = start.tokenizer
+    config = model.config.get_text_config()
+    config.pad_token_id = pad_id
+    config.bos_token_id = tokenizer.bos_token_id
+    config.eos_token_id = _one_or_list(start.eos_ids)
+    model.config.use_cache = True
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=_one_or_list(start.eos_ids),
+        pad_token_id=pad_id,
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=sampling.max_response_tokens,
+    )
+
+
+def write(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save model and tokenizer as plain transformers reads them."""
+    model.config._name_or_path = ""
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def published_dtype(model: ModelSettings, settings: SFTSettings) -> torch.dtype | None:
+    """What the weights are stored in: the recipe's precision, or a model taken as it is unchanged."""
+    return None if settings.method == "none" and model.path else _DTYPES[model.precision]
+
+
+def _dtype(model: ModelSettings, settings: SFTSettings) -> torch.dtype | str:
+    """Full training keeps fp32 weights, also where it computes in bf16."""
+    if settings.method == "none":
+        return "auto"
+    return torch.float32 if settings.method == "full" else _DTYPES[model.precision]
+
+
+def _load(settings: ModelSettings, dtype: torch.dtype | str) -> tuple[Any, Any]:
+    assert settings.path is not None
+    check_model_path(settings.path)
+    common: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(settings.path, **common)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            settings.path,
+            dtype=dtype,
+            attn_implementation=settings.attention,
+            output_loading_info=True,
+            **common,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise UserError(
+            f"cannot load the model: {str(error).strip().splitlines()[0]}",
+            where=f"model.path={settings.path}",
+            fix="Give a folder with config.json, tokenizer and safetensors weights, or a hub id in reach.",
+        ) from error
+    model, report = loaded
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"the checkpoint lacks weights of a causal language model: {', '.join(missing[:3])}",
+            where=f"model.path={settings.path}",
+            fix="Give a model with a language-model head, not a bare encoder or a classifier.",
+        )
+    return model, tokenizer
+
+
+def _one_or_list(ids: Sequence[int]) -> int | list[int] | None:
+    return (ids[0] if len(ids) == 1 else list(ids)) if ids else None

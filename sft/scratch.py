@@ -1,0 +1,85 @@
+"""A small Llama-shaped model and its tokenizer, made from nothing but settings, texts and a seed."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from rlhf.config import ScratchSettings
+
+PAD, UNK, BOS, END = "<|pad|>", "<|unk|>", "<|bos|>", "<|end|>"
+ROLES = ("system", "user", "assistant")
+SPECIAL_TOKENS = (PAD, UNK, BOS, END, *(f"<|{role}|>" for role in ROLES))
+"""Ids 0, 1, 2, ... in every tokenizer made here, whichever of them pads."""
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}"
+    "{% for message in messages %}"
+    "{% if message.role not in ['system', 'user', 'assistant'] %}"
+    "{{ raise_exception('unknown role ' + message.role) }}"
+    "{% endif %}"
+    "{{ '<|' + message.role + '|>' + message.content }}"
+    "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def train_tokenizer(texts: Iterable[str], settings: ScratchSettings) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on `texts`: the same texts give the same tokenizer.
+
+    It spells every text, adds `<|bos|>` in front of plain ones, and has the chat template
+    `<|bos|><|user|>...<|assistant|>...<|end|>`. Texts too few for `vocab_size` give a smaller vocabulary.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    bos_id = tokenizer.token_to_id(BOS)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", special_tokens=[(BOS, bos_id)]
+    )
+    pads: dict[str, Any] = {"own": PAD, "eos": END, "unk": UNK}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=BOS,
+        eos_token=END,
+        unk_token=UNK,
+        pad_token=pads[settings.pad_token],
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=settings.max_length,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_model(
+    settings: ScratchSettings, tokenizer: PreTrainedTokenizerFast, *, seed: int, attention: str = "sdpa"
+) -> LlamaForCausalLM:
+    """A model with random fp32 weights, which depend on the sizes and `seed` alone.
+
+    Its config names no pad token: `nn.Embedding` would start that token's row at zero and keep it there.
+    """
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.num_layers,
+        num_attention_heads=settings.num_heads,
+        max_position_embeddings=settings.max_length,
+        tie_word_embeddings=settings.tie_embeddings,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=None,
+    )
+    config._attn_implementation = attention
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)

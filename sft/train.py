@@ -1,0 +1,177 @@
+"""Stage 1's main line: read → start from a model → fine-tune → measure → publish.
+
+Left out of supervised fine-tuning as it is known elsewhere: losses on the prompt, label smoothing, NEFTune
+noise, and generated reference answers; choosing the best of several checkpoints, because the last one is
+what the learning rate's schedule aims at.
+"""
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlhf.accounts import Account
+from rlhf.artifacts import StageRun
+from rlhf.backbone import Backbone
+from rlhf.config import Recipe
+from rlhf.distributed import start_process
+from rlhf.errors import UserError
+from rlhf.records import Demonstration, Prompt
+from rlhf.sources import read_demonstrations, read_prompts
+from rlhf.tracking import Tracker, print_result, progress
+from sft.config import SFTSettings
+from sft.data import Encoder, Examples, texts
+from sft.measure import COLUMNS, Samples, held_out_figures, sample_answers
+from sft.model import Start, choose_pad, merge, published_dtype, set_tokens, start, write
+from sft.packing import check_packing
+from sft.trainer import Watch, build_trainer, newest_checkpoint
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What training begins with."""
+
+    start: Start
+    examples: Examples
+    account: Account
+    pad_id: int
+
+
+def train(recipe: Recipe, settings: SFTSettings, stage: StageRun) -> None:
+    """Fine-tune, measure and publish; goes on from the newest checkpoint of a half-finished stage."""
+    device = start_process(recipe.run)
+    prepared = prepare(recipe, settings)
+    prepared.account.print("sft: demonstrations")
+    checkpoint = newest_checkpoint(stage.folder / CHECKPOINTS) if stage.resuming else None
+    resume_step = None if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+    with Tracker(recipe, "sft", stage.folder, resume_step=resume_step) as tracker:
+        model = prepared.start.model.to(device)
+        before = held_out_figures(model, prepared.examples.held_out)
+        if resume_step is None:
+            tracker.log(before, step=0)
+        num_steps = 0
+        if settings.method != "none":
+            num_steps = fine_tune(recipe, settings, prepared, stage, tracker, checkpoint)
+        finish(recipe, settings, prepared, stage, tracker, before=before, step=num_steps)
+
+
+def prepare(recipe: Recipe, settings: SFTSettings) -> Prepared:
+    """Read the demonstrations, load or make the model, and encode.
+
+    Raises:
+        UserError: from the data, the model, or a demonstration that does not fit.
+    """
+    seed, run_folder = recipe.run.seed, recipe.run_folder
+    records, account = list[Demonstration](), Account()
+    if settings.demonstrations:
+        records, account = read_demonstrations(settings.demonstrations, seed=seed, run_folder=run_folder)
+    prompts: list[Prompt] = []
+    if recipe.model.scratch and settings.tokenizer_prompts:
+        prompts, _ = read_prompts(settings.tokenizer_prompts, seed=seed, run_folder=run_folder)
+    begin = start(recipe.model, settings, texts=texts(records, prompts), seed=seed)
+    encoder = Encoder(
+        begin.tokenizer, begin.eos_ids, length=settings.length, context=begin.context, account=account
+    )
+    examples = encoder.split(records, fraction=settings.held_out_fraction, seed=seed)
+    if settings.method != "none" and not examples.train:
+        raise UserError(
+            f"no demonstration is left to train on ({len(records)} were used)",
+            where="sft.demonstrations",
+            fix="Raise sft.length.max_tokens, lower sft.held_out_fraction, or give more demonstrations.",
+        )
+    both = (*examples.train, *examples.held_out)
+    pad_id = choose_pad(begin, (i for example in both for i in example.prompt_ids + example.completion_ids))
+    return Prepared(begin, examples, account, pad_id)
+
+
+def fine_tune(
+    recipe: Recipe,
+    settings: SFTSettings,
+    prepared: Prepared,
+    stage: StageRun,
+    tracker: Tracker,
+    checkpoint: Path | None,
+) -> int:
+    """Train, and leave the plain model in `prepared.start`; returns the number of optimizer steps."""
+    if settings.packing:
+        check_packing(prepared.start.model)
+    trainer = build_trainer(
+        recipe, settings, prepared.start, prepared.examples.train, stage.folder / CHECKPOINTS
+    )
+    num_steps = math.ceil(settings.num_epochs * math.ceil(len(trainer.lengths) / settings.batch_size))
+    with progress(num_steps, "sft") as bar:
+        trainer.watch(
+            Watch(tracker, settings, bar.update, lambda m: held_out_figures(m, prepared.examples.held_out))
+        )
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    prepared.start.model = merge(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
+    return num_steps
+
+
+def finish(
+    recipe: Recipe,
+    settings: SFTSettings,
+    prepared: Prepared,
+    stage: StageRun,
+    tracker: Tracker,
+    *,
+    before: dict[str, float],
+    step: int,
+) -> None:
+    """Measure the model as it will be stored, publish it, and say what came out."""
+    begin, held_out = prepared.start, prepared.examples.held_out
+    dtype = published_dtype(recipe.model, settings)
+    model = begin.model if dtype is None else begin.model.to(dtype)
+    set_tokens(begin, model, pad_id=prepared.pad_id, sampling=settings.sampling)
+    after = held_out_figures(model, held_out) if step else before
+    if step:
+        tracker.log(after, step=step)
+    samples = answer(recipe, settings, begin, prepared)
+    tracker.log(samples.figures, step=step)
+    tracker.table("sft/samples", COLUMNS, samples.rows, step=step)
+    manifest = stage.publish(
+        write_model=lambda folder: write(model, begin.tokenizer, folder),
+        metrics=summary(before, after, samples),
+        accounts=prepared.account.to_json(),
+        wandb_url=tracker.url,
+    )
+    shutil.rmtree(stage.folder / CHECKPOINTS, ignore_errors=True)  # a finished stage never resumes
+    tracker.finish({"artifact_sha256": manifest.artifact_sha256})
+    print_result(
+        "sft",
+        [*table(before, after, samples), ("model", str(manifest.path()))],
+        next_command=f"make reward CONFIG={recipe.path} RUN={recipe.run.name}",
+    )
+
+
+def answer(recipe: Recipe, settings: SFTSettings, begin: Start, prepared: Prepared) -> Samples:
+    """The finished model's answers to held-out prompts."""
+    backbone = Backbone(begin.model, begin.tokenizer, "")
+    return sample_answers(
+        backbone,
+        prepared.examples.held_out,
+        settings.sampling,
+        num_samples=settings.num_samples,
+        seed=recipe.run.seed,
+    )
+
+
+def summary(before: dict[str, float], after: dict[str, float], samples: Samples) -> dict[str, float]:
+    """The stage's final figures, for the manifest."""
+    figures = {f"before_{key.removeprefix('sft/')}": value for key, value in before.items()}
+    figures |= {f"after_{key.removeprefix('sft/')}": value for key, value in after.items()}
+    return figures | {key.removeprefix("sft/"): value for key, value in samples.figures.items()}
+
+
+def table(before: dict[str, float], after: dict[str, float], samples: Samples) -> list[tuple[str, str]]:
+    """The rows that the user sees at the end."""
+    rows = [
+        (
+            key.removeprefix("sft/"),
+            f"{before[key]:.3f} → {after[key]:.3f}" if before != after else f"{after[key]:.3f}",
+        )
+        for key in after
+    ]
+    return rows + [(key.removeprefix("sft/"), f"{value:.3f}") for key, value in samples.figures.items()]

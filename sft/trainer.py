@@ -1,0 +1,256 @@
+"""TRL's `SFTTrainer` as this stage uses it: ids and a mask go in, figures go to the tracker."""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from datasets import disable_progress_bars
+from peft import LoraConfig
+from torch import nn
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, TrainerCallback
+from transformers.pytorch_utils import Conv1D
+from trl import SFTConfig, SFTTrainer
+
+from rlhf.config import LoraSettings, Recipe
+from rlhf.errors import UserError
+from sft.config import SFTSettings
+from sft.data import Example, dataset
+from sft.model import Start
+
+_SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+_LOGGED = {
+    "loss": "sft/loss_nats_per_token",
+    "mean_token_accuracy": "sft/token_accuracy",
+    "entropy": "sft/entropy_nats_per_token",
+    "grad_norm": "sft/gradient_norm",
+    "learning_rate": "sft/learning_rate",
+    "epoch": "sft/epochs",
+    "num_tokens": "sft/tokens_seen",
+}
+"""What the trainer logs, and the key under which it is kept."""
+
+
+class Log(Protocol):
+    """Where figures go: a `Tracker`."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+
+class SeededOrder(Sampler[int]):
+    """Every example once an epoch, in an order that (seed, epoch) alone decide.
+
+    Within the examples of one optimizer step, which is a sum and has no order, they stand by length: a
+    micro-batch then holds examples of like length and little padding.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
+        self.lengths, self.batch_size, self.seed = np.asarray(lengths), batch_size, seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self))
+        for first in range(0, len(order), self.batch_size):
+            step = order[first : first + self.batch_size]
+            yield from step[np.argsort(-self.lengths[step], kind="stable")].tolist()
+
+
+class Trainer(SFTTrainer):
+    """`SFTTrainer` with our order of examples, and without the model cards and pings it sends on the side."""
+
+    order: SeededOrder
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every training row: of every example, or of every packed row."""
+        rows: Any = self.train_dataset
+        return [len(ids) for ids in rows["input_ids"]]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder:
+        del train_dataset
+        args = self.args
+        self.order = SeededOrder(
+            self.lengths,
+            batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+            seed=args.seed,
+        )
+        return self.order
+
+    def watch(self, watch: "Watch") -> None:
+        """Let `watch` follow the training."""
+        self.remove_callback(PrinterCallback)
+        watch.trainer = self
+        self.add_callback(watch)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        del args, kwargs
+
+    def _send_telemetry(self) -> None:
+        pass
+
+
+class Watch(TrainerCallback):
+    """Forwards the trainer's figures, moves the progress bar, and measures the held-out loss on the way.
+
+    `measure` maps a model to figures.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        settings: SFTSettings,
+        advance: Callable[[int], Any],
+        measure: Callable[[Any], dict[str, float]],
+    ) -> None:
+        self.tracker, self.advance, self.measure = log, advance, measure
+        self.every = settings.eval_every_steps
+        self.trainer: Trainer
+        self._last = (time.monotonic(), 0.0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.advance(state.global_step)
+        self._last = (time.monotonic(), 0.0)
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.order.epoch = int(state.epoch or 0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.advance(1)
+        if self.every and state.global_step % self.every == 0 and state.global_step < state.max_steps:
+            self.tracker.log(self.measure(kwargs["model"]), step=state.global_step)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if "loss" not in logs:
+            return  # the summary at the end of training
+        if not math.isfinite(logs["loss"]):
+            raise UserError(
+                f"the loss is {logs['loss']} at step {state.global_step}",
+                where="sft",
+                fix="Lower sft.learning_rate or sft.max_grad_norm, or use model.precision=fp32; "
+                "then run again with --clean.",
+            )
+        figures = {ours: float(logs[theirs]) for theirs, ours in _LOGGED.items() if theirs in logs}
+        self.tracker.log(figures | self._speed(logs), step=state.global_step)
+
+    def _speed(self, logs: Mapping[str, float]) -> dict[str, float]:
+        now, tokens = time.monotonic(), float(logs.get("num_tokens", 0.0))
+        (before, tokens_before), self._last = self._last, (now, tokens)
+        if tokens_before == 0.0:  # a resumed run counts its tokens from the checkpoint on
+            return {}
+        return {"sft/tokens_per_second": (tokens - tokens_before) / max(now - before, 1e-9)}
+
+
+def build_trainer(
+    recipe: Recipe,
+    settings: SFTSettings,
+    start: Start,
+    examples: Sequence[Example],
+    folder: Path,
+) -> Trainer:
+    """A trainer over `examples`, whose checkpoints lie in `folder`, on the device where the model is."""
+    disable_progress_bars()
+    with warnings.catch_warnings():
+        # PEFT 0.21 asks transformers 5.23 under the old name.
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
+        return Trainer(
+            model=start.model,
+            args=_arguments(recipe, settings, folder=folder, device=start.model.device),
+            train_dataset=dataset(examples),
+            processing_class=start.tokenizer,
+            peft_config=_lora(start.model, settings.lora) if settings.method == "lora" else None,
+        )
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint to go on from; one that was being written when the process died is none."""
+    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*")}
+    complete = {step: path for step, path in found.items() if (path / "trainer_state.json").is_file()}
+    return complete[max(complete)] if complete else None
+
+
+def _arguments(recipe: Recipe, settings: SFTSettings, *, folder: Path, device: torch.device) -> SFTConfig:
+    names = {field.name for field in fields(SFTConfig)}
+    checkpointing = (
+        "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    )
+    options: dict[str, Any] = {checkpointing: settings.gradient_checkpointing}
+    args = SFTConfig(
+        output_dir=str(folder),
+        seed=recipe.run.seed,
+        data_seed=recipe.run.seed,
+        num_train_epochs=settings.num_epochs,
+        per_device_train_batch_size=settings.micro_batch_size,
+        gradient_accumulation_steps=settings.batch_size // settings.micro_batch_size,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=_SCHEDULES[settings.schedule],
+        warmup_steps=settings.warmup_fraction,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=recipe.model.precision == "bf16",
+        completion_only_loss=True,
+        packing=settings.packing,
+        packing_strategy="bfd",
+        max_length=settings.length.max_tokens if settings.packing else None,
+        logging_steps=recipe.tracking.log_every_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps" if settings.checkpoint_every_steps else "no",
+        save_steps=settings.checkpoint_every_steps or 1,
+        save_total_limit=1,
+        eval_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=device.type == "cuda",
+        use_cpu=device.type == "cpu",
+        **options,
+    )
+    args._n_gpu = min(args.n_gpu, 1)  # one process, one device: never torch's DataParallel
+    if (args.device.type, args.device.index or 0) != (device.type, device.index or 0):
+        raise UserError(
+            f"the SFT trainer uses {args.device}, not {device}",
+            where="run.device",
+            fix="Choose a GPU with CUDA_VISIBLE_DEVICES, and leave run.device=auto.",
+        )
+    return args
+
+
+def _lora(model: nn.Module, settings: LoraSettings) -> LoraConfig:
+    """PEFT's configuration, on modules that exist.
+
+    Raises:
+        UserError: `target_modules` names a module that the model does not have.
+    """
+    head: Any = model.get_output_embeddings()  # type: ignore[operator]
+    linear = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+    wanted = settings.target_modules
+    targets = (
+        sorted(linear) if wanted == "all-linear" else [wanted] if isinstance(wanted, str) else list(wanted)
+    )
+    for target in targets:
+        if target not in linear:
+            raise UserError(
+                f"the model has no linear module `{target}`",
+                where="sft.lora.target_modules",
+                fix=f'It has {", ".join(sorted(linear))}; "all-linear" takes all of them.',
+            )
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT only divides by the rank
+        target_modules=targets,
+        lora_dropout=0.0,
+        bias="none",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        task_type="CAUSAL_LM",
+    )

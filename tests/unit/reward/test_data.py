@@ -1,0 +1,123 @@
+"""Rankings become groups: what is encoded, what is dropped, and that all of it is counted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reward.config import RewardSettings
+from reward.data import NO_PAIR, Rankings, load_rankings, micro_batches
+from reward.loss import Pair
+from rlhf.chat import decode_completion
+from rlhf.errors import UserError
+from tests.small import small_backbone
+
+ROWS: list[dict[str, Any]] = [
+    {"prompt": f"w{i} w2", "completions": [" w5 w6", " w7", " w8 w9 w10"], "ranks": [2, 1, "F"]}
+    for i in range(20)
+]
+
+
+def settings(path: Path, **values: Any) -> RewardSettings:
+    return RewardSettings.model_validate({"rankings": [{"path": str(path)}], **values})
+
+
+def load(tmp_path: Path, rows: list[dict[str, Any]], **values: Any) -> Rankings:
+    path = tmp_path / "rankings.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return load_rankings(small_backbone(), settings(path, **values), seed=0, run_folder=tmp_path)
+
+
+def test_every_completion_is_encoded_once_after_one_prompt(tmp_path: Path) -> None:
+    backbone = small_backbone()
+    for group in load(tmp_path, ROWS, held_out_fraction=0).train:
+        assert len(group) == 3
+        assert [sequence[: len(group.prompt_ids)] for sequence in group.sequences] == [group.prompt_ids] * 3
+        assert all(ids[-1] == 2 and ids.count(2) == 1 for ids in group.response_ids)
+        texts = [decode_completion(backbone.tokenizer, group.prompt_ids, ids) for ids in group.response_ids]
+        assert texts == [completion.replace(" ", "") for completion in group.completions]
+
+
+def test_labels_become_pairs_better_first(tmp_path: Path) -> None:
+    group = load(tmp_path, ROWS, held_out_fraction=0).train[0]
+    assert sorted(group.pairs) == [Pair(0, 2, 1.0), Pair(1, 0, 1.0), Pair(1, 2, 1.0)]
+    assert group.labels == ("rank 2", "rank 1", "rank F")
+
+
+def test_soft_labels_become_their_probabilities(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "w1", "completions": [" w2", " w3", " w4"], "comparisons": [[0, 1, 0.8], [2, 1, 0.3]]},
+        {"prompt": "w2", "chosen": " w2", "rejected": " w3", "probability": 0.9},
+    ]
+    groups = load(tmp_path, rows, held_out_fraction=0).train
+    assert groups[0].pairs == [Pair(0, 1, 0.8), Pair(2, 1, 0.3)]
+    assert groups[0].labels == ("wins 0.80", "wins 0.45", "wins 0.30")
+    assert groups[1].pairs == [Pair(0, 1, 0.9)]
+
+
+def test_a_group_without_a_pair_is_counted_and_left_out(tmp_path: Path) -> None:
+    rows = [*ROWS, {"prompt": "w9", "completions": [" w1", " w2"], "ranks": [1, 1]}]
+    rows += [{"prompt": "w9", "completions": [" w1", " w2"], "ranks": ["F", "F"]}]
+    data = load(tmp_path, rows)
+    assert data.account.dropped() == {NO_PAIR: 2}
+    assert data.account.read() == 22
+    assert data.account.used() == len(data.train) + len(data.held_out) == 20
+    with_ties = load(tmp_path, rows, tie_margin=0.5)
+    assert with_ties.account.dropped() == {NO_PAIR: 1}
+
+
+def test_no_prompt_is_on_both_sides(tmp_path: Path) -> None:
+    data = load(tmp_path, [*ROWS, *ROWS], held_out_fraction=0.3)
+    held_out = {group.key for group in data.held_out}
+    assert held_out
+    assert held_out.isdisjoint(group.key for group in data.train)
+
+
+LONG = {"prompt": " ".join(f"w{i}" for i in range(30)), "completions": [" w1 w2", " w3"], "ranks": [1, 2]}
+
+
+def test_a_group_that_does_not_fit_is_an_error_by_default(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="w0 w1 w2"):
+        load(tmp_path, [*ROWS, LONG], length={"max_tokens": 16})
+
+
+def test_a_group_that_does_not_fit_is_dropped_and_counted(tmp_path: Path) -> None:
+    data = load(tmp_path, [*ROWS, LONG], length={"max_tokens": 16, "over_length": "drop"})
+    assert data.account.used() == len(data.train) + len(data.held_out) == 20
+
+
+def test_truncation_shortens_one_prompt_for_all_completions_and_no_completion(tmp_path: Path) -> None:
+    rows = [LONG, ROWS[0]]
+    length = {"max_tokens": 16, "over_length": "truncate_left"}
+    data = load(tmp_path, rows, length=length, held_out_fraction=0)
+    whole = load(tmp_path, rows, held_out_fraction=0)
+    group = next(group for group in data.train if group.prompt == LONG["prompt"])
+    full = next(group for group in whole.train if group.prompt == LONG["prompt"])
+    assert group.max_tokens == 16
+    assert group.response_ids == full.response_ids
+    assert group.prompt_ids[-5:] == full.prompt_ids[-5:]
+    assert data.account.truncated() == 1
+    assert data.account.used() == 2
+
+
+def test_rankings_without_any_pair_are_refused(tmp_path: Path) -> None:
+    rows = [{"prompt": f"w{i}", "completions": [" w1", " w2"], "ranks": [1, 1]} for i in range(5)]
+    with pytest.raises(UserError, match="no group of completions is left"):
+        load(tmp_path, rows)
+
+
+@pytest.mark.parametrize("max_tokens", [1, 40, 100, 10_000])
+def test_micro_batches_keep_groups_whole_and_within_the_budget(tmp_path: Path, max_tokens: int) -> None:
+    rows = [
+        {"prompt": f"w{i}", "completions": [" w1" * (i % 5 + 1), " w2" * (i % 3 + 1)], "ranks": [1, 2]}
+        for i in range(17)
+    ]
+    groups = load(tmp_path, rows, held_out_fraction=0).train
+    parts = list(micro_batches(groups, max_tokens))
+    assert sorted(group.prompt for part in parts for group in part) == sorted(
+        group.prompt for group in groups
+    )
+    for part in parts:
+        tokens = sum(len(group) for group in part) * max(group.max_tokens for group in part)
+        assert len(part) == 1 or tokens <= max_tokens

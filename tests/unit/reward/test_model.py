@@ -1,0 +1,144 @@
+"""A published reward model: what comes back, and on which base it may stand."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from reward.model import RewardCard, base_identity, folder_identity, load_reward, pad_right, score_sequences
+from reward.publish import write_model
+from rlhf.backbone import Backbone, init_head
+from rlhf.errors import UserError
+from rlhf.manifest import Manifest
+from rlhf.storage import sha256_file
+from tests.small import perturb, small_backbone, write_small_model
+from tests.unit.reward.groups import random_groups
+
+SEQUENCES = [ids for group in random_groups(6) for ids in group.sequences]
+
+
+def card(**values: object) -> RewardCard:
+    defaults: dict[str, object] = {
+        "base_sha256": "a" * 64,
+        "precision": "fp32",
+        "offset": 0.5,
+        "spread": 2.0,
+        "num_reference_samples": 8,
+        "eos_ids": [2],
+        "max_tokens": 128,
+    }
+    return RewardCard.model_validate(defaults | values)
+
+
+def published(folder: Path, **values: object) -> tuple[Backbone, Path]:
+    """A backbone with a reward of random weights, and the folder it was published to."""
+    backbone = small_backbone("reward")
+    init_head(backbone.add_head("reward", bias=False), seed=3)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_model(backbone, card(**values), folder)
+    return backbone, folder
+
+
+def test_what_is_loaded_scores_as_what_was_published(tmp_path: Path) -> None:
+    backbone, folder = published(tmp_path)
+    model = load_reward(small_backbone(), folder, expected_base_sha256="a" * 64)
+    ids, mask = pad_right(SEQUENCES, 0, "cpu")
+    with torch.no_grad():
+        raw = model.raw(ids, mask)
+        torch.testing.assert_close(model.normalized(ids, mask), (raw - 0.5) / 2.0)
+    torch.testing.assert_close(raw, score_sequences(backbone, SEQUENCES, max_tokens=10**6))
+    assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
+
+
+def test_the_score_is_that_of_the_last_real_token_whichever_side_is_padded(tmp_path: Path) -> None:
+    backbone, folder = published(tmp_path)
+    model = load_reward(small_backbone(), folder, expected_base_sha256="a" * 64)
+    ids, mask = pad_right(SEQUENCES, 17, "cpu")
+    width = ids.shape[1]
+    left = torch.stack([row.roll(width - int(real.sum())) for row, real in zip(ids, mask, strict=True)])
+    left_mask = torch.stack([real.roll(width - int(real.sum())) for real in mask])
+    with torch.no_grad():
+        alone = torch.cat(
+            [model.raw(torch.tensor([s]), torch.ones(1, len(s), dtype=torch.bool)) for s in SEQUENCES]
+        )
+        torch.testing.assert_close(model.raw(ids, mask), alone, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(model.raw(left, left_mask), alone, atol=1e-5, rtol=1e-4)
+        last = torch.tensor([s[-1:] for s in SEQUENCES])
+    with backbone.role("reward"), torch.no_grad():
+        hidden = backbone.hidden(
+            torch.tensor([SEQUENCES[0]]), torch.ones(1, len(SEQUENCES[0]), dtype=torch.bool)
+        )
+        torch.testing.assert_close(alone[:1], backbone.scalar("reward", hidden[:, -1]))
+    assert last.unique().tolist() == [2]  # and that token is the EOS
+
+
+def test_scores_come_back_in_the_order_given_whatever_the_batching(tmp_path: Path) -> None:
+    backbone, _ = published(tmp_path)
+    whole = score_sequences(backbone, SEQUENCES, max_tokens=10**6)
+    for tokens in (1, 50):
+        torch.testing.assert_close(
+            score_sequences(backbone, SEQUENCES, max_tokens=tokens), whole, atol=1e-5, rtol=1e-4
+        )
+    assert score_sequences(backbone, [], max_tokens=8).shape == (0,)
+
+
+def test_a_reward_model_of_another_base_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    _, folder = published(tmp_path)
+    with pytest.raises(UserError, match=r"trained on another base[\s\S]*Train the reward stage again"):
+        load_reward(small_backbone(), folder, expected_base_sha256="b" * 64)
+
+
+def test_a_folder_without_a_card_is_no_reward_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"reward\.json is missing"):
+        load_reward(small_backbone(), tmp_path, expected_base_sha256="a" * 64)
+
+
+@pytest.mark.parametrize("damage", ["{", '{"schema_version": 2}', '{"schema_version": 1}'])
+def test_a_damaged_card_is_named(tmp_path: Path, damage: str) -> None:
+    _, folder = published(tmp_path)
+    (folder / "reward.json").write_text(damage)
+    with pytest.raises(UserError, match=r"reward\.json"):
+        load_reward(small_backbone(), folder, expected_base_sha256="a" * 64)
+
+
+def test_the_card_comes_back_to_the_bit(tmp_path: Path) -> None:
+    offset, spread = 0.1 + 0.2, 1 / 3
+    _, folder = published(tmp_path, offset=offset, spread=spread)
+    assert RewardCard.of(folder) == card(offset=offset, spread=spread)
+
+
+def sft_manifest(folder: Path, stage: str = "sft") -> Manifest:
+    outputs = {f"{stage}/model/{path.name}": sha256_file(path) for path in folder.iterdir()}
+    blank = dict.fromkeys(("git_revision", "git_dirty", "wandb"))
+    empty: dict[str, object] = {
+        "packages": {},
+        "inputs": {},
+        "metrics": {},
+        "accounts": {},
+        "output_bytes": {},
+    }
+    values = {"stage": stage, "config_hash": "", "seed": 0, "device": "cpu", "artifact_sha256": ""}
+    return Manifest.model_validate({**values, **blank, **empty, "outputs": outputs})
+
+
+def test_the_identity_of_a_base_is_the_same_from_its_manifest_and_from_its_files(tmp_path: Path) -> None:
+    write_small_model(tmp_path)
+    assert base_identity(sft_manifest(tmp_path)) == folder_identity(tmp_path)
+
+
+def test_the_identity_of_a_base_is_its_weights_and_vocabulary(tmp_path: Path) -> None:
+    write_small_model(tmp_path / "a")
+    write_small_model(tmp_path / "b")
+    config = json.loads((tmp_path / "b" / "config.json").read_text())
+    (tmp_path / "b" / "config.json").write_text(json.dumps(config | {"transformers_version": "0"}))
+    assert folder_identity(tmp_path / "a") == folder_identity(tmp_path / "b")
+    write_small_model(tmp_path / "b", seed=1)
+    assert folder_identity(tmp_path / "a") != folder_identity(tmp_path / "b")
+
+
+def test_noise_in_the_adapter_moves_the_score(tmp_path: Path) -> None:
+    backbone, _ = published(tmp_path)
+    before = score_sequences(backbone, SEQUENCES, max_tokens=1000)
+    perturb(backbone, "reward", seed=9)
+    assert not torch.allclose(before, score_sequences(backbone, SEQUENCES, max_tokens=1000))
