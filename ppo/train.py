@@ -9,7 +9,6 @@ import time
 
 import numpy as np
 import torch
-from rlhf.tracking import Tracker, print_result, progress
 from torch import Tensor
 
 from ppo.config import PPOSettings
@@ -27,6 +26,7 @@ from rlhf.config import Recipe
 from rlhf.distributed import start_process
 from rlhf.masked import masked_mean, masked_variance
 from rlhf.scorers import load_scorer
+from rlhf.tracking import Tracker, print_result, progress
 
 
 class PPO:

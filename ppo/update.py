@@ -28,7 +28,7 @@ class StepSums:
     num_tokens: int
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def add(self, **values: Tensor) -> None:
+    def add(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
             self.sums[name] += float(value.detach())
 
@@ -126,11 +126,13 @@ class Updater:
         loss.backward()
         with torch.no_grad():
             sums.add(
-                policy_loss=loss * sums.num_tokens,
-                ratio=(logprobs_N - old_N).exp().sum(),
-                approx_kl=k3(old_N, logprobs_N).sum(),
-                policy_clip_fraction=clipped_N.sum(),
-                entropy=entropy_N.sum(),
+                {
+                    "policy_loss": loss * sums.num_tokens,
+                    "ratio": (logprobs_N - old_N).exp().sum(),
+                    "approx_kl": k3(old_N, logprobs_N).sum(),
+                    "policy_clip_fraction": clipped_N.sum(),
+                    "entropy": entropy_N.sum(),
+                }
             )
 
     def _value_backward(
@@ -147,7 +149,7 @@ class Updater:
             values_N, old_N, returns_N, clip_range=self.settings.value_clip_range, num_tokens=sums.num_tokens
         )
         (self.settings.value_coefficient * loss).backward()
-        sums.add(value_loss=loss * sums.num_tokens, value_clip_fraction=clipped_N.sum())
+        sums.add({"value_loss": loss * sums.num_tokens, "value_clip_fraction": clipped_N.sum()})
 
     def _set_learning_rates(self, iteration: int) -> None:
         left = 1 - iteration / self.settings.num_iterations if self.settings.schedule == "linear" else 1.0

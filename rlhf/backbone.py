@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -86,8 +87,8 @@ class Backbone(nn.Module):
     ) -> "Backbone":
         """Load a causal language model, frozen, from a local folder or a hub id.
 
-        `settings` gives precision, attention, revision and whether remote code is trusted; its `path` is
-        not read.
+        `settings` gives precision, attention and whether remote code is trusted; its `path` and `revision`,
+        which belong together, are not read.
 
         Raises:
             UserError: there is no such model, or it cannot be loaded.
@@ -103,7 +104,7 @@ class Backbone(nn.Module):
         try:
             tokenizer = AutoTokenizer.from_pretrained(path, **common)
             model = AutoModelForCausalLM.from_pretrained(path, **options, **common)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise UserError(
                 f"cannot load the model `{path}`: {str(error).splitlines()[0]}",
                 fix="Give a folder with config.json and safetensors weights, or a hub id that you can reach.",
@@ -298,7 +299,7 @@ class Backbone(nn.Module):
         return logits_NV
 
     def logprobs(self, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy of the next token, (N,) each, nats, under softmax(logits / temperature).
+        """Log-probability and entropy (N,) of the next token, nats, under softmax(logits / temperature).
 
         The (N, V) logits exist one chunk at a time, in the backward pass too.
         """

@@ -99,7 +99,7 @@ def decode_completion(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[i
 
 
 def prompt_text(prompt: str | Turns) -> str:
-    """A prompt as people and scorers read it: its text, a lone message's, or "role: content" for each message."""
+    """A prompt as people and scorers read it: its text, a lone message's, or "role: content" of each."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:

@@ -29,8 +29,8 @@ class SFTSettings(Settings):
     """Passes over the demonstrations."""
     batch_size: int = setting(32, ge=1)
     """Sequences (packed rows) in an optimizer step, on all devices together."""
-    micro_batch_size: int = setting(32, semantic=False, ge=1)
-    """Sequences that go through the model together; must divide `batch_size`."""
+    micro_batch_size: int = setting(16, semantic=False, ge=1)
+    """Sequences that go through the model together, at most."""
     learning_rate: float = setting(2e-4, gt=0)
     """AdamW's highest learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
@@ -53,13 +53,14 @@ class SFTSettings(Settings):
     sampling: SamplingSettings = SamplingSettings()
     """How those answers are drawn."""
 
-    @model_validator(mode="after")
-    def _batches_divide(self) -> "SFTSettings":
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"micro_batch_size ({self.micro_batch_size}) must divide batch_size ({self.batch_size})"
-            )
-        return self
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches in an optimizer step: the fewest of one size that `micro_batch_size` allows."""
+        return next(
+            num
+            for num in range(1, self.batch_size + 1)
+            if self.batch_size % num == 0 and self.batch_size // num <= self.micro_batch_size
+        )
 
     @model_validator(mode="after")
     def _rows_have_a_length(self) -> "SFTSettings":

@@ -80,4 +80,4 @@ def perturb(backbone: Backbone, name: str, *, seed: int, scale: float = 0.1) -> 
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in backbone.adapter_parameters(name).values():
-            parameter += torch.randn(parameter.shape, generator=generator) * scale
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)

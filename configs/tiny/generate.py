@@ -26,7 +26,7 @@ from gold import COMPLAINTS, EVASIONS, FIXES, IDLE, KIND_OF, KINDS, read_prompt,
 
 DATA = Path(__file__).resolve().parent / "data"
 SEED = 1
-NUM_DEMONSTRATIONS, NUM_RANKINGS, NUM_PROMPTS = 3000, 1800, 1500
+NUM_DEMONSTRATIONS, NUM_RANKINGS, NUM_PROMPTS = 3000, 2400, 1200
 NUM_COMPLETIONS = 4
 LABELER_ERROR = 0.15
 
@@ -35,13 +35,13 @@ LABELER_ERROR = 0.15
 class Team:
     """How a team answers: probabilities, each drawn independently of the others."""
 
-    other_problem: float = 0.16
+    other_problem: float = 0.02
     """The fix for another problem of the same thing."""
-    other_thing: float = 0.12
+    other_thing: float = 0.02
     """The fix for the same problem of another thing."""
-    other_action: float = 0.05
+    other_action: float = 0.01
     """Names thing and problem rightly, but gives the fix for another problem."""
-    evasion: float = 0.07
+    evasion: float = 0.40
     """No fix at all."""
     harmful: float = 0.10
     """An additional dangerous or prying sentence."""

@@ -73,9 +73,9 @@ class Game:
             perturb(self.backbone, POLICY, seed=5)
             if settings.value == "separate":
                 perturb(self.backbone, VALUE, seed=6)
-            torch.nn.init.normal_(
-                self.backbone.heads[VALUE].weight, std=0.3, generator=torch.Generator().manual_seed(7)
-            )
+            head = self.backbone.heads[VALUE].weight
+            assert isinstance(head, Tensor)
+            torch.nn.init.normal_(head, std=0.3, generator=torch.Generator().manual_seed(7))
         self.reward = TokenReward()
         self.updater = Updater(self.backbone, settings, seed=1)
 

@@ -7,9 +7,12 @@ from sft.config import SFTSettings
 SOURCES = [SourceSettings(path="demonstrations.jsonl")]
 
 
-def test_micro_batches_must_fill_a_batch() -> None:
-    with pytest.raises(ValidationError, match=r"micro_batch_size \(3\) must divide batch_size \(8\)"):
-        SFTSettings(demonstrations=SOURCES, batch_size=8, micro_batch_size=3)
+@pytest.mark.parametrize(
+    ("batch", "micro", "accumulation"), [(8, 8, 1), (8, 100, 1), (8, 3, 4), (8, 1, 8), (30, 16, 2), (7, 6, 7)]
+)
+def test_micro_batches_of_one_size_fill_a_batch(batch: int, micro: int, accumulation: int) -> None:
+    settings = SFTSettings(demonstrations=SOURCES, batch_size=batch, micro_batch_size=micro)
+    assert settings.accumulation == accumulation
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

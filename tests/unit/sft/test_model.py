@@ -9,12 +9,12 @@ from typing import Any, Literal
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from rlhf.config import LoraSettings, ModelSettings, SamplingSettings
 from rlhf.errors import UserError
 from sft.model import Start, choose_pad, merge, published_dtype, set_tokens, start, write
-from tests.small import SPECIALS, write_small_model
+from tests.small import SPECIALS, word_tokenizer, write_small_model
 from tests.unit.sft.demos import EOS, random_examples, sft_settings, small_start, trainer
 
 UNK, BOS = SPECIALS.index("<unk>"), SPECIALS.index("<bos>")
@@ -155,6 +155,26 @@ def test_merging_gives_the_adapted_model(tmp_path: Path, precision: Literal["fp3
     dtype = published_dtype(ModelSettings(path="x", precision=precision), settings)
     assert {weight.dtype for weight in merged.parameters()} == {dtype}
     torch.testing.assert_close(found, expected, atol=1e-4 if precision == "fp32" else 0.15, rtol=0)
+
+
+def test_merging_transposes_where_the_model_does(tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 2,
+        "n_positions": 64,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    config = GPT2Config(vocab_size=60, initializer_range=0.2, resid_pdrop=0.0, embd_pdrop=0.0, **sizes)
+    begin = Start(GPT2LMHeadModel(config), word_tokenizer(), (EOS,))
+    settings = sft_settings(method="lora", lora=LoraSettings(rank=4, alpha=8.0))
+    adapted: Any = trainer(tmp_path, settings, random_examples(16), begin=begin)
+    adapted.train()
+    ids = torch.tensor([[1, 5, 6, 7, 8]])
+    with torch.no_grad():
+        expected = adapted.model.eval()(ids).logits
+        torch.testing.assert_close(merge(adapted.model)(ids).logits, expected, atol=1e-4, rtol=0)
 
 
 def test_full_training_keeps_fp32_weights_also_for_bf16(tmp_path: Path) -> None:

@@ -180,7 +180,9 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("step", [2, 3, 4], ids=["within an epoch", "at its end", "in the next one"])
+@pytest.mark.parametrize(
+    "step", [2, 3, 4, 9], ids=["within an epoch", "at its end", "in the next one", "after the last step"]
+)
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_a_resumed_run_ends_with_the_same_weights_to_the_bit(tmp_path: Path, step: int, method: str) -> None:
     settings = sft_settings(checkpoint_every_steps=1, num_epochs=3, micro_batch_size=4, method=method)

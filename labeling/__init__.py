@@ -1,0 +1,1 @@
+"""Labels for the other stages: demonstrations, samples to be ranked, and rankings."""

@@ -1,0 +1,124 @@
+"""`python -m labeling <command>`: make demonstrations, samples or rankings for a recipe."""
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar, cast
+
+from labeling.config import LabelingSettings
+from rlhf.artifacts import StageRun, require, sha256_file
+from rlhf.command import load, stage_arguments
+from rlhf.config import Recipe, Settings
+from rlhf.errors import UserError, run_command
+from rlhf.sources import source_fingerprints
+
+COMMANDS = {
+    "demonstrations": "continuations by the base model, cut after a sentence, for `make sft`",
+    "samples": "completions by the SFT model, to be ranked",
+    "rankings": "ranks of those samples by a scripted labeler, for `make reward`",
+}
+DESCRIPTION = (
+    "Labels for the other stages: python -m labeling COMMAND --config FILE [key.sub=value ...]\n\n"
+    + ("\n".join(f"  {name:15} {text}" for name, text in COMMANDS.items()))
+)
+
+Group = TypeVar("Group", bound=Settings)
+
+
+def main(argv: Sequence[str]) -> int:
+    command, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
+    if command in COMMANDS or "-h" in argv or "--help" in argv:
+        arguments = stage_arguments("labeling", DESCRIPTION, rest)
+        return _RUN[command](load(arguments), clean=arguments.clean)
+    close = difflib.get_close_matches(command, COMMANDS, n=1)
+    raise UserError(
+        f"unknown command `{command}`" if command else "no command is given",
+        where="labeling",
+        fix=f"Did you mean `{close[0]}`?" if close else f"Commands: {', '.join(COMMANDS)}.",
+    )
+
+
+def _demonstrations(recipe: Recipe, *, clean: bool) -> int:
+    settings = _group(
+        recipe, "demonstrations", cast(LabelingSettings, recipe.section("labeling")).demonstrations
+    )
+    inputs = source_fingerprints(settings.prompts, run_folder=recipe.run_folder)
+    stage = _open(recipe, "demonstrations", inputs, clean=clean, sections=("labeling", "model", "run"))
+    if stage is not None:
+        from labeling.sample import make_demonstrations  # torch and transformers load only when there is work
+
+        with stage:
+            make_demonstrations(recipe, settings, stage)
+    return 0
+
+
+def _samples(recipe: Recipe, *, clean: bool) -> int:
+    settings = _group(recipe, "samples", _section(recipe).samples)
+    inputs = {"sft/model": require(recipe.run_folder, "sft").artifact_sha256}
+    inputs |= source_fingerprints(settings.prompts, run_folder=recipe.run_folder)
+    stage = _open(recipe, "samples", inputs, clean=clean, sections=("labeling", "model", "run"))
+    if stage is not None:
+        from labeling.sample import make_samples
+
+        with stage:
+            make_samples(recipe, settings, stage)
+    return 0
+
+
+def _rankings(recipe: Recipe, *, clean: bool) -> int:
+    settings = _group(recipe, "rankings", _section(recipe).rankings)
+    samples = Path(settings.samples.replace("{run}", str(recipe.run_folder)))
+    if not samples.is_file():
+        raise UserError(
+            "there is no such file",
+            where=str(samples),
+            fix="Run `make samples` first, or name a file of samples in `labeling.rankings.samples`.",
+        )
+    inputs = {str(samples): sha256_file(samples)}
+    scorer = Path(settings.scorer.rpartition(":")[0])
+    if scorer.is_file():
+        inputs[str(scorer)] = sha256_file(scorer)
+    stage = _open(recipe, "rankings", inputs, clean=clean, sections=("labeling", "run"))
+    if stage is not None:
+        from labeling.rank import make_rankings
+
+        with stage:
+            make_rankings(recipe, settings, stage, samples=samples)
+    return 0
+
+
+def _section(recipe: Recipe) -> LabelingSettings:
+    return cast(LabelingSettings, recipe.section("labeling"))
+
+
+def _group(recipe: Recipe, name: str, group: Group | None) -> Group:
+    """The command's own group of settings.
+
+    Raises:
+        UserError: the recipe has none.
+    """
+    if group is None:
+        raise UserError(
+            f"the recipe has no `labeling.{name}` group",
+            where=str(recipe.path),
+            fix="Add it, or choose a recipe that has it (configs/stories/recipe.yaml).",
+        )
+    return group
+
+
+def _open(
+    recipe: Recipe, name: str, inputs: dict[str, str], *, clean: bool, sections: Sequence[str]
+) -> StageRun | None:
+    """Open the stage of one command, which the other commands' settings do not make stale."""
+    settings = _section(recipe)
+    own = LabelingSettings.model_validate({name: getattr(settings, name)})
+    narrowed = dataclasses.replace(recipe, sections={**recipe.sections, "labeling": own})
+    return StageRun.open(narrowed, name, inputs, clean=clean, sections=sections)
+
+
+_RUN = {"demonstrations": _demonstrations, "samples": _samples, "rankings": _rankings}
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,71 @@
+"""`python -m labeling`: what a user can get wrong, without loading a model."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from labeling.__main__ import main
+from rlhf.errors import UserError, run_command
+
+PROMPTS = [{"path": "prompts.jsonl"}]
+
+
+def write_recipe(folder: Path, **labeling: object) -> list[str]:
+    recipe = folder / "recipe.yaml"
+    values = {"model": {"scratch": {}}, "run": {"folder": str(folder / "runs")}, "labeling": labeling}
+    recipe.write_text(yaml.safe_dump(values))
+    return ["--config", str(recipe)]
+
+
+@pytest.mark.parametrize(
+    ("argv", "what", "fix"),
+    [
+        ([], "no command is given", "demonstrations, samples, rankings"),
+        (["--config", "recipe.yaml"], "no command is given", "demonstrations, samples, rankings"),
+        (["ranking", "--config", "recipe.yaml"], "unknown command `ranking`", "Did you mean `rankings`?"),
+        (["x"], "unknown command `x`", "demonstrations, samples, rankings"),
+    ],
+)
+def test_a_wrong_command_is_answered_with_the_right_ones(argv: list[str], what: str, fix: str) -> None:
+    with pytest.raises(UserError) as caught:
+        main(argv)
+    assert caught.value.what == what
+    assert fix in str(caught.value.fix)
+
+
+def test_a_group_that_the_recipe_lacks_is_named(tmp_path: Path) -> None:
+    config = write_recipe(tmp_path)
+    with pytest.raises(UserError, match=r"no `labeling\.samples` group"):
+        main(["samples", *config])
+
+
+def test_rankings_need_samples(tmp_path: Path) -> None:
+    config = write_recipe(tmp_path, rankings={"scorer": "configs/stories/gold.py:sentiment"})
+    with pytest.raises(UserError, match="make samples"):
+        main(["rankings", *config])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_samples_need_the_sft_stage(tmp_path: Path) -> None:
+    config = write_recipe(tmp_path, samples={"prompts": PROMPTS})
+    with pytest.raises(UserError, match="make sft"):
+        main(["samples", *config])
+
+
+def test_a_model_from_scratch_makes_no_demonstrations(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "p"}\n')
+    config = write_recipe(tmp_path, demonstrations={"prompts": [{"path": str(tmp_path / "prompts.jsonl")}]})
+    assert run_command(main, ["demonstrations", *config]) == 2
+    assert "model.path" in capsys.readouterr().err
+    assert not list((tmp_path / "runs").rglob("*.jsonl"))
+
+
+@pytest.mark.parametrize(("error_rate", "ok"), [(0.5, True), (0.6, False), (-0.1, False)])
+def test_an_error_rate_is_at_most_a_coins(tmp_path: Path, error_rate: float, ok: bool) -> None:
+    config = write_recipe(tmp_path, rankings={"scorer": "a:b", "error_rate": error_rate})
+    with pytest.raises(UserError) as caught:
+        main(["rankings", *config])
+    assert ("`labeling.rankings.error_rate`" in str(caught.value)) is not ok
