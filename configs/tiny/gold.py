@@ -100,9 +100,9 @@ IDLE = (
 """Sentences that say nothing."""
 
 EVASIONS = (
-    "i do not know what to do",
-    "just try something else",
-    "please ask somebody else",
+    "i do not know what to do in such a case and nobody here does",
+    "just try something else and see for yourself if it works better then",
+    "please ask somebody else about that",
     "it will work again some day",
 )
 """Proper sentences that stand where the answer should be."""
