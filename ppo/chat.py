@@ -27,9 +27,14 @@ def main(argv: Sequence[str]) -> int:
     run = recipe.run_folder
     require(run, "sft")
     require(run, "ppo")
+    if arguments.temperature is not None and not arguments.temperature > 0:
+        raise UserError("the temperature must be above 0", where="--temperature", fix="Try 0.7.")
     talk = Conversation(recipe, temperature=arguments.temperature, seed=arguments.noise)
     for line in _lines(sys.stdin.isatty()):
-        print(talk.answer(line), flush=True)
+        try:
+            print(talk.answer(line), flush=True)
+        except UserError as error:  # one line too many for the context must not end the session
+            print(error, file=sys.stderr, flush=True)
     return 0
 
 
@@ -78,7 +83,7 @@ class Conversation:
             raise UserError(
                 f"the conversation fills the model's context of {self.backbone.max_length} tokens",
                 where="chat",
-                fix="Start again, or say /new before the next question.",
+                fix="Say /new to forget what was said, or ask in fewer words.",
             )
         limit = min(room, self.sampling.max_response_tokens)
         settings = self.sampling.model_copy(update={"max_response_tokens": limit})

@@ -1,8 +1,8 @@
 """Settings of the PPO stage: the `ppo` section of a recipe."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from rlhf.config import LengthSettings, LoraSettings, SamplingSettings, Settings, SourceSettings, setting
 
@@ -29,7 +29,7 @@ class EvaluationSettings(Settings):
     """A scorer that training never sees, `file.py:function` or `module:function`."""
     gold_best: float | None = None
     """The best possible gold score, to report the share of the gap that was closed."""
-    best_of: list[int] = [4, 16]
+    best_of: list[Annotated[int, Field(ge=1)]] = [4, 16]
     """Best-of-n baselines: n samples of the reference, the best by the same reward."""
     num_table_rows: int = setting(8, ge=0)
     """Rows of the table that shows responses before and after side by side."""
@@ -118,6 +118,11 @@ class PPOSettings(Settings):
             raise ValueError(
                 f"num_minibatches ({self.num_minibatches}) exceeds "
                 f"rollouts_per_iteration ({self.rollouts_per_iteration})"
+            )
+        if self.value_warmup_iterations >= self.num_iterations:
+            raise ValueError(
+                f"value_warmup_iterations ({self.value_warmup_iterations}) leaves none of "
+                f"num_iterations ({self.num_iterations}) to train the policy"
             )
         return self
 

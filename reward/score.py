@@ -13,7 +13,8 @@ from rlhf.config import ModelSettings, RunSettings
 from rlhf.distributed import start_process
 from rlhf.errors import UserError
 from rlhf.records import Message, Turns
-from rlhf.storage import write_atomic
+from rlhf.rows import parse_json
+from rlhf.storage import storing, write_atomic
 
 _FORM = 'A row is {"prompt": ..., "completion": "..."} or {"prompt": ..., "completions": ["...", ...]}.'
 
@@ -46,6 +47,14 @@ def score_file(model_folder: Path, source: Path, target: Path, options: ScoreOpt
     """
     if target.exists() and not options.force:
         raise UserError("the output exists", where=str(target), fix="Name another file, or add --force.")
+    if target.is_dir():
+        raise UserError("the output is a folder", where=str(target), fix="Name a file.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make the output's folder ({error.strerror})", where=str(target), fix="Name another file."
+        ) from None
     rows = read_rows(source)
     model = open_model(model_folder, device=options.device)
     scores = score_rows(model, rows, options)
@@ -55,8 +64,8 @@ def score_file(model_folder: Path, source: Path, target: Path, options: ScoreOpt
         single = "completion" in row.values
         added = {"score": normalized[0] if single else normalized, "raw_score": raw[0] if single else raw}
         lines.append(json.dumps(row.values | added, ensure_ascii=False) + "\n")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(target, "".join(lines))
+    with storing(target):
+        write_atomic(target, "".join(lines))
     print(f"reward: scored {sum(map(len, scores)):,} completions of {len(rows):,} rows: {target}")
 
 
@@ -71,11 +80,11 @@ def open_model(folder: Path, *, device: str) -> RewardModel:
     card = RewardCard.of(folder)
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    except OSError as error:
+        base = str(config["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"cannot read adapter_config.json ({error.strerror})", where=str(folder), fix="Train it again."
+            f"cannot use adapter_config.json ({error})", where=str(folder), fix="Train it again."
         ) from None
-    base = str(config["base_model_name_or_path"])
     near = folder.resolve().parent.parent / base
     path = near if near.is_dir() else Path(base)
     settings = ModelSettings.model_validate({"path": base, "precision": card.precision})
@@ -137,9 +146,12 @@ def _encode(model: RewardModel, row: Row, completion: str, options: ScoreOptions
 
 def _row(line: str, where: str) -> Row:
     try:
-        values = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"not valid JSON: {error.msg}", where=where, fix=_FORM) from None
+        values = parse_json(line.encode("utf-8", "surrogatepass"))
+        json.dumps(values, allow_nan=False, ensure_ascii=False).encode()
+    except UserError as error:
+        raise UserError(error.what, where=where, fix=_FORM) from None
+    except ValueError:  # NaN, or half of a surrogate pair
+        raise UserError("a number or text that JSON cannot carry", where=where, fix=_FORM) from None
     if not isinstance(values, dict):
         raise UserError("not a JSON object", where=where, fix=_FORM)
     if ("completion" in values) == ("completions" in values):

@@ -146,7 +146,16 @@ class StageRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, UserError):
+            self._forget_if_nothing_was_made()
         self.close()
+
+    def _forget_if_nothing_was_made(self) -> None:
+        """After a refused input the folder must not pin the settings that it was refused with."""
+        made = {path.name for path in self.folder.iterdir() if path.suffix != PARTIAL}
+        if made <= {_LOCK, _CONFIG, RECORD}:
+            (self.folder / _CONFIG).unlink(missing_ok=True)
+            (self.folder / RECORD).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let go of the folder."""

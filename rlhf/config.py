@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -46,7 +46,7 @@ class RunSettings(Settings):
     """Every random choice of every stage is a function of this number."""
     device: str = setting("auto", semantic=False)
     """`auto` (CUDA, else MPS, else CPU) or a torch device such as `cpu`, `cuda:1`."""
-    threads: int = setting(0, semantic=False, ge=0)
+    threads: int = setting(0, semantic=False, ge=0, le=1024)
     """CPU threads that torch uses; 0 leaves torch's own choice."""
 
 
@@ -140,7 +140,7 @@ class SamplingSettings(Settings):
     """Longest response, its EOS included."""
     temperature: float = setting(1.0, gt=0)
     """Logits are divided by this before the softmax."""
-    stop: list[str] = []
+    stop: list[Annotated[str, Field(min_length=1)]] = []
     """A response also ends where one of these strings appears; the string itself is cut off."""
     batch_size: int = setting(64, semantic=False, ge=1)
     """Sequences decoded together."""

@@ -38,7 +38,9 @@ def load_scorer(spec: str) -> Scorer:
             loader.loader.exec_module(module)
         else:
             module = importlib.import_module(module_name)
-    except ImportError as error:
+    except UserError:
+        raise
+    except Exception as error:  # it is the user's code, and may raise anything
         raise UserError(
             str(error), where=f"scorer {spec}", fix="Install what it needs, or mend its name."
         ) from error
@@ -47,7 +49,14 @@ def load_scorer(spec: str) -> Scorer:
         raise UserError(f"no function `{function_name}` there", where=f"scorer {spec}", fix=fix)
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        scores = [float(value) for value in function(list(prompts), list(responses))]
+        try:
+            scores = [float(value) for value in function(list(prompts), list(responses))]
+        except Exception as error:  # likewise
+            raise UserError(
+                f"it failed ({type(error).__name__}: {error})",
+                where=f"scorer {spec}",
+                fix="Mend it, or unset the setting that names it; it must take these prompts and responses.",
+            ) from error
         if len(scores) != len(responses) or not all(math.isfinite(value) for value in scores):
             raise UserError(
                 f"{len(scores)} scores for {len(responses)} responses, or one that is not a finite number",

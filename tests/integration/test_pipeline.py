@@ -265,11 +265,8 @@ def test_a_prompt_without_room_for_a_response_is_an_error_and_leaves_nothing(
     assert "over_length" in error
     assert "Traceback" not in error
     assert not (tmp_path / "micro" / "ppo" / "manifest.json").exists()
-    assert start("ppo", tmp_path, "ppo.length.max_tokens=30", "ppo.length.over_length=truncate_left") == 2
-    assert (
-        start("ppo", tmp_path, "--clean", "ppo.length.max_tokens=34", "ppo.length.over_length=truncate_left")
-        == 0
-    )
+    assert [path.name for path in (tmp_path / "micro" / "ppo").iterdir()] == [".lock"]
+    assert start("ppo", tmp_path, "ppo.length.max_tokens=30", "ppo.length.over_length=truncate_left") == 0
     accounts = json.dumps(require(tmp_path / "micro", "ppo").accounts)
     assert "truncated" in accounts
 
@@ -285,6 +282,28 @@ def test_chat_answers_line_by_line_and_switches_roles(
     assert "[reference answers now]" in lines
     assert "[forgotten]" in lines
     assert len(lines) >= 4
+
+
+def test_chat_outlives_a_line_that_does_not_fit(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("too long " * 200 + "\nhello\n"))
+    assert run_command(ppo.chat.main, ["--config", CONFIG, f"run.folder={runs}"]) == 0
+    captured = capsys.readouterr()
+    assert "/new" in captured.err
+    assert captured.out.strip()
+
+
+@pytest.mark.parametrize("body", ["raise RuntimeError('no')", "return 3", "return ['a'] * len(prompts)"])
+def test_a_scorer_that_fails_is_named_without_a_traceback(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], body: str
+) -> None:
+    shutil.copytree(runs / "micro" / "sft", tmp_path / "micro" / "sft")
+    (tmp_path / "bad.py").write_text(f"def f(prompts, responses):\n    {body}\n")
+    assert start("ppo", tmp_path, f"ppo.reward={tmp_path / 'bad.py'}:f") == 2
+    error = capsys.readouterr().err
+    assert "bad.py:f" in error
+    assert "Traceback" not in error
 
 
 def test_a_joint_value_a_function_reward_and_an_adaptive_kl_run_end_to_end(runs: Path) -> None:
