@@ -12,6 +12,7 @@ from rlhf.artifacts import StageRun, require, sha256_file
 from rlhf.command import load, stage_arguments
 from rlhf.config import Recipe, Settings
 from rlhf.errors import UserError, run_command
+from rlhf.scorers import scorer_fingerprint
 from rlhf.sources import source_fingerprints
 
 COMMANDS = {
@@ -44,7 +45,7 @@ def _demonstrations(recipe: Recipe, *, clean: bool) -> int:
     settings = _group(
         recipe, "demonstrations", cast(LabelingSettings, recipe.section("labeling")).demonstrations
     )
-    inputs = source_fingerprints(settings.prompts, run_folder=recipe.run_folder)
+    inputs = source_fingerprints("prompts", settings.prompts, run_folder=recipe.run_folder)
     stage = _open(recipe, "demonstrations", inputs, clean=clean, sections=("labeling", "model", "run"))
     if stage is not None:
         from labeling.sample import make_demonstrations  # torch and transformers load only when there is work
@@ -57,7 +58,7 @@ def _demonstrations(recipe: Recipe, *, clean: bool) -> int:
 def _samples(recipe: Recipe, *, clean: bool) -> int:
     settings = _group(recipe, "samples", _section(recipe).samples)
     inputs = {"sft/model": require(recipe.run_folder, "sft").artifact_sha256}
-    inputs |= source_fingerprints(settings.prompts, run_folder=recipe.run_folder)
+    inputs |= source_fingerprints("prompts", settings.prompts, run_folder=recipe.run_folder)
     stage = _open(recipe, "samples", inputs, clean=clean, sections=("labeling", "model", "run"))
     if stage is not None:
         from labeling.sample import make_samples
@@ -76,10 +77,7 @@ def _rankings(recipe: Recipe, *, clean: bool) -> int:
             where=str(samples),
             fix="Run `make samples` first, or name a file of samples in `labeling.rankings.samples`.",
         )
-    inputs = {str(samples): sha256_file(samples)}
-    scorer = Path(settings.scorer.rpartition(":")[0])
-    if scorer.is_file():
-        inputs[str(scorer)] = sha256_file(scorer)
+    inputs = {"samples": sha256_file(samples), "scorer": scorer_fingerprint(settings.scorer)}
     stage = _open(recipe, "rankings", inputs, clean=clean, sections=("labeling", "run"))
     if stage is not None:
         from labeling.rank import make_rankings

@@ -34,9 +34,9 @@ class SamplesSettings(Settings):
 class RankingsSettings(Settings):
     """Ranks by a scripted labeler, who compares with a scorer's eyes and errs at a given rate."""
 
-    samples: str = "{run}/samples/samples.jsonl"
+    samples: str = setting("{run}/samples/samples.jsonl", semantic=False)
     """Completions to rank; `{run}` stands for the run's folder."""
-    scorer: str
+    scorer: str = setting(semantic=False)
     """What the labeler goes by: `file.py:function` or `module:function`."""
     prefer: Literal["higher", "lower"] = "higher"
     """Whether the labeler likes what scores higher, or what scores lower."""

@@ -8,6 +8,7 @@ from ppo.config import PPOSettings
 from rlhf.artifacts import StageRun, require
 from rlhf.command import load, stage_arguments
 from rlhf.errors import run_command
+from rlhf.scorers import scorer_fingerprint
 from rlhf.sources import source_fingerprints
 
 DESCRIPTION = "Stage 3: PPO of a LoRA policy on the SFT model, against the reward model."
@@ -18,10 +19,14 @@ def main(argv: Sequence[str]) -> int:
     recipe = load(arguments)
     settings = cast(PPOSettings, recipe.section("ppo"))
     run = recipe.run_folder
-    inputs = source_fingerprints(settings.prompts, run_folder=run)
+    inputs = source_fingerprints("prompts", settings.prompts, run_folder=run)
     inputs["sft/model"] = require(run, "sft").artifact_sha256
     if settings.reward == "adapter":
         inputs["reward/model"] = require(run, "reward").artifact_sha256
+    else:
+        inputs["reward"] = scorer_fingerprint(settings.reward)
+    if settings.evaluation.gold:
+        inputs["gold"] = scorer_fingerprint(settings.evaluation.gold)
     stage = StageRun.open(recipe, "ppo", inputs, clean=arguments.clean)
     if stage is None:
         return 0

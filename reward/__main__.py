@@ -10,6 +10,7 @@ from reward.config import RewardSettings
 from rlhf.artifacts import StageRun, require
 from rlhf.command import load, stage_arguments
 from rlhf.errors import run_command
+from rlhf.scorers import scorer_fingerprint
 from rlhf.sources import source_fingerprints
 
 DESCRIPTION = (
@@ -25,7 +26,9 @@ def main(argv: Sequence[str]) -> int:
     recipe = load(arguments)
     settings = cast(RewardSettings, recipe.section("reward"))
     inputs = {"sft/model": require(recipe.run_folder, "sft").artifact_sha256}
-    inputs |= source_fingerprints(settings.rankings, run_folder=recipe.run_folder)
+    inputs |= source_fingerprints("rankings", settings.rankings, run_folder=recipe.run_folder)
+    if settings.gold:
+        inputs["gold"] = scorer_fingerprint(settings.gold)
     stage = StageRun.open(recipe, "reward", inputs, clean=arguments.clean)
     if stage is None:
         return 0

@@ -106,7 +106,7 @@ class StageRun:
     ) -> "StageRun | None":
         """Begin `stage`, go on with a half-finished one, or return None (and say so) if it is up to date.
 
-        `stage` names the folder. `inputs` maps a path or a name to its hash. `sections` are the parts of the
+        `stage` names the folder. `inputs` maps a name to its hash. `sections` are the parts of the
         recipe whose semantic settings count; by default those of this stage, `model` and `run`. `clean`
         deletes what the folder holds and begins again.
 
@@ -119,9 +119,8 @@ class StageRun:
             sections = (stage, "model", "run")
         folder = recipe.run_folder / stage
         settings = recipe.semantic(*sections)
-        inputs = {_portable(name, recipe.run_folder): value for name, value in inputs.items()}
-        digest = config_hash({"settings": settings, "inputs": inputs})
-        record = _StageRecord(stage=stage, config_hash=digest, settings=settings, inputs=inputs)
+        digest = config_hash({"settings": settings, "inputs": dict(inputs)})
+        record = _StageRecord(stage=stage, config_hash=digest, settings=settings, inputs=dict(inputs))
         if not clean and _state(folder, record) == "finished":
             _say_up_to_date(folder)
             return None
@@ -343,12 +342,6 @@ def _write_outputs(writers: Mapping[str, Writer], staging: Path, stage: str) -> 
     sync_tree(staging)
     found = files_under(staging)
     return {f"{stage}/{path.relative_to(staging).as_posix()}": sha256_file(path) for path in found}
-
-
-def _portable(name: str, run_folder: Path) -> str:
-    """An input's name, relative to the run folder if it lies there."""
-    path, root = Path(os.path.abspath(name)), Path(os.path.abspath(run_folder))
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else name
 
 
 def _flat(values: Any, key: str = "") -> dict[str, str]:

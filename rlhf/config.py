@@ -31,7 +31,10 @@ class Settings(BaseModel):
 
 
 def setting(default: Any = ..., *, semantic: bool = True, **constraints: Any) -> Any:
-    """A field with constraints; `semantic=False` marks one that cannot change what a stage produces."""
+    """A field with constraints; `semantic=False` marks one that cannot change what a stage produces.
+
+    So are paths: what they lead to is hashed, and counts as one of the stage's inputs.
+    """
     return Field(default, json_schema_extra={"semantic": semantic}, **constraints)
 
 
@@ -91,7 +94,7 @@ class ScratchSettings(Settings):
 class ModelSettings(Settings):
     """The model that the pipeline starts from."""
 
-    path: str | None = None
+    path: str | None = setting(None, semantic=False)
     """A local folder or a hub id of a causal language model."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
@@ -149,7 +152,7 @@ class SamplingSettings(Settings):
 class SourceSettings(Settings):
     """One source of records: a local file or a hub data set."""
 
-    path: str
+    path: str = setting(semantic=False)
     """A .jsonl, .json, .csv or .parquet file (`{run}` is the run's folder), or a hub id `owner/name`."""
     name: str | None = None
     """Configuration (subset) of a hub data set."""

@@ -12,8 +12,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlhf.errors import UserError
+from rlhf.storage import sha256_file
 
 Scorer = Callable[[Sequence[str], Sequence[str]], list[float]]
+
+
+def scorer_fingerprint(spec: str) -> str:
+    """What identifies a scorer: the SHA-256 of its file and its function's name, or its module's name."""
+    file, _, function = spec.rpartition(":")
+    return f"{sha256_file(Path(file))}:{function}" if Path(file).is_file() else spec
 
 
 def load_scorer(spec: str) -> Scorer:

@@ -17,6 +17,7 @@ from rlhf.fields import UnusableRowError, kind
 from rlhf.records import Demonstration, Prompt, Ranking, prompt_key
 from rlhf.rows import COLUMNAR, file_rows, hub_rows, local_file, parse_json
 from rlhf.shapes import DEMONSTRATIONS, PROMPTS, RANKINGS, Plan, Row, Shape
+from rlhf.storage import sha256_file
 
 __all__ = [
     "Account",
@@ -66,20 +67,21 @@ def read_prompts(
     return _read_all(sources, PROMPTS, seed=seed, run_folder=run_folder)
 
 
-def source_fingerprints(sources: Sequence[SourceSettings], *, run_folder: Path) -> dict[str, str]:
-    """What identifies the data: path → SHA-256 of a local file, or "hub:<id>@<revision>"; needs no network.
+def source_fingerprints(name: str, sources: Sequence[SourceSettings], *, run_folder: Path) -> dict[str, str]:
+    """What identifies the data: `<name>.<i>` → SHA-256 of a local file, or "hub:<id>@<revision>".
+
+    Where a file lies is no part of it: moved data are the same data. Needs no network.
 
     Raises:
         UserError: a local file is missing, or is of an unknown format.
     """
     prints = {}
-    for source in sources:
+    for number, source in enumerate(sources):
         path = local_file(source, run_folder)
         if path is None:
-            prints[source.path] = f"hub:{source.path}@{source.revision or 'main'}"
+            prints[f"{name}.{number}"] = f"hub:{source.path}@{source.revision or 'main'}"
         else:
-            with path.open("rb") as file:
-                prints[source.path] = hashlib.file_digest(file, "sha256").hexdigest()
+            prints[f"{name}.{number}"] = sha256_file(path)
     return prints
 
 
@@ -123,7 +125,7 @@ def _read_all(
     takes = _mixture([source.weight for source in sources], [len(pool) for pool in pools])
     records: list[R] = []
     for number, (source, pool, take) in enumerate(zip(sources, pools, takes, strict=True)):
-        chosen = sorted(random.Random(f"{seed}|{number}|{source.path}").sample(range(len(pool)), take))
+        chosen = sorted(random.Random(f"{seed}|{number}").sample(range(len(pool)), take))
         records += [pool[index] for index in chosen]
         account.add(_label(source), LEFT_OUT, len(pool) - take)
     return records, account

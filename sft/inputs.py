@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rlhf.artifacts import tree_hash
-from rlhf.config import ModelSettings, Recipe, SourceSettings
+from rlhf.config import Recipe
 from rlhf.errors import UserError
 from rlhf.sources import source_fingerprints
 from sft.config import SFTSettings
@@ -15,15 +15,13 @@ def stage_inputs(recipe: Recipe, settings: SFTSettings) -> dict[str, str]:
     Raises:
         UserError: a file or the model's folder is missing.
     """
-    inputs = source_fingerprints(used_sources(recipe.model, settings), run_folder=recipe.run_folder)
+    run = recipe.run_folder
+    inputs = source_fingerprints("demonstrations", settings.demonstrations, run_folder=run)
+    if recipe.model.scratch:
+        inputs |= source_fingerprints("tokenizer_prompts", settings.tokenizer_prompts, run_folder=run)
     if recipe.model.path is not None:
         inputs["model"] = _identity(recipe.model.path, recipe.model.revision)
     return inputs
-
-
-def used_sources(model: ModelSettings, settings: SFTSettings) -> list[SourceSettings]:
-    """The sources that are read: only a tokenizer from scratch looks at `tokenizer_prompts`."""
-    return [*settings.demonstrations, *(settings.tokenizer_prompts if model.scratch else [])]
 
 
 def _identity(path: str, revision: str | None) -> str:

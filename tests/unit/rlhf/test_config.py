@@ -379,6 +379,7 @@ def test_a_recipe_must_be_a_mapping(path: Path, text: str) -> None:
         ("sft.micro_batch=1", False),
         ("sft.optimizer.learning_rate=0.00001", False),
         ("sft.packing=false", False),
+        ("sft.sources.1.path=elsewhere.jsonl", False),
     ],
 )
 def test_only_settings_that_change_a_result_change_the_hash(path: Path, override: str, changes: bool) -> None:

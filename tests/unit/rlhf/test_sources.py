@@ -546,7 +546,7 @@ def test_a_path_that_is_no_file_is_named(tmp_path: Path, name: str, message: str
     assert complaint(PROMPT, path).startswith(f"{tmp_path / name}: {message}")
     assert ".jsonl" in complaint(PROMPT, path)
     with pytest.raises(UserError, match=re.escape(message)):
-        source_fingerprints([SourceSettings(path=path)], run_folder=tmp_path)
+        source_fingerprints("prompts", [SourceSettings(path=path)], run_folder=tmp_path)
 
 
 def test_a_hub_data_set_that_cannot_be_loaded_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -600,11 +600,24 @@ def test_a_fingerprint_is_the_hash_of_the_file_or_the_revision_of_the_data_set(t
     (tmp_path / "data.jsonl").write_bytes(b"abc")
     paths = ["{run}/data.jsonl", "owner/name", "owner/pinned"]
     sources = [SourceSettings(path=path, revision="v1" if "pinned" in path else None) for path in paths]
-    assert source_fingerprints(sources, run_folder=tmp_path) == {
-        "{run}/data.jsonl": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
-        "owner/name": "hub:owner/name@main",
-        "owner/pinned": "hub:owner/pinned@v1",
+    assert source_fingerprints("prompts", sources, run_folder=tmp_path) == {
+        "prompts.0": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        "prompts.1": "hub:owner/name@main",
+        "prompts.2": "hub:owner/pinned@v1",
     }
+
+
+def test_moved_data_are_the_same_data(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{number}"} for number in range(40)]
+    prints, prompts = [], []
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        path = jsonl(tmp_path / folder, *rows)
+        sources = [SourceSettings(path=path, weight=weight) for weight in (1.0, 3.0)]
+        prints.append(source_fingerprints("prompts", sources, run_folder=tmp_path))
+        prompts.append([record.prompt for record in read_prompts(sources, seed=1, run_folder=tmp_path)[0]])
+    assert prints[0] == prints[1]
+    assert prompts[0] == prompts[1]
 
 
 @pytest.mark.parametrize(
