@@ -18,7 +18,9 @@ from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
+from rlhf.complaints import NAME_PATTERN, describe
 from rlhf.errors import UserError
 
 STAGES = ("sft", "reward", "ppo", "labeling")
@@ -41,7 +43,7 @@ def setting(default: Any = ..., *, semantic: bool = True, **constraints: Any) ->
 class RunSettings(Settings):
     """Where a run lies and what makes it repeatable."""
 
-    name: str = setting("run", semantic=False, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = setting("run", semantic=False, pattern=NAME_PATTERN)
     """The run's name: its folder is `<folder>/<name>`."""
     folder: Path = setting(Path("runs"), semantic=False)
     """Folder that holds all runs."""
@@ -370,26 +372,22 @@ def _check(schema: type[Settings], values: Any, key: _Key, path: Path, lines: di
     try:
         text = json.dumps({} if values is None else values)
     except TypeError as error:  # !!binary or !!set
-        raise UserError(
-            f"`{_dotted(key)}`: {error}", where=_where(key, path, lines), fix="Write it as text or a list."
-        ) from None
+        what = f"`{_dotted(key)}` holds what is neither text, number, list nor group ({error})"
+        raise UserError(what, where=_where(key, path, lines), fix="Write it as text or a list.") from None
     try:
         return schema.model_validate_json(text, strict=True)
     except ValidationError as error:
-        # A misspelled key also leaves its field missing: name the key first, for it is the mistake.
-        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    inner, groups, help_text = _locate(schema, json.loads(text), first["loc"])
+        found = error.errors()
+    # A misspelled key also leaves its field missing: name the key first, for it is the mistake.
+    first = min(found, key=lambda error: error["type"] != "extra_forbidden")
+    plain = json.loads(text)
+    inner, groups, field = _locate(schema, plain, first["loc"])
     at = (*key, *inner)
     if first["type"] == "extra_forbidden":
         raise _unknown_key(at, [name for group in groups for name in group.model_fields], path, lines)
-    message, given, fix = first["msg"].removeprefix("Value error, "), "", help_text
-    if first["type"] == "value_error":
-        fix = None  # the message of our own check says it all
-    elif first["type"] != "missing":
-        given = f" (given: {first['input']!r})"
-    if first["type"] == "string_type" and isinstance(first["input"], int | float):
-        fix = f"Put it in quotes, in a shell with others around them: '{_dotted(at)}=\"…\"'."
-    raise UserError(f"`{_dotted(at)}`: {message}{given}", where=_where(at, path, lines), fix=fix)
+    same = [error for error in found if _locate(schema, plain, error["loc"])[0] == inner]
+    what, fix = describe(same, _dotted(at), field)
+    raise UserError(what, where=_where(at, path, lines), fix=fix)
 
 
 def _dotted(key: _Key) -> str:
@@ -417,13 +415,13 @@ def _unknown_key(at: _Key, known: Sequence[str], path: Path, lines: dict[_Key, i
 
 def _locate(
     schema: type[Settings], values: Any, loc: Sequence[str | int]
-) -> tuple[_Key, list[type[Settings]], str | None]:
-    """Where a validation error's location leads: its key, the groups of settings around it, its field's help.
+) -> tuple[_Key, list[type[Settings]], FieldInfo | None]:
+    """Where a validation error's location leads: its key, the groups of settings around it, its field.
 
     A location also holds pydantic's names for the members of a union, which are no part of the key.
     """
     key: _Key = ()
-    around, groups, help_text = [schema], [schema], None
+    around, groups, last = [schema], [schema], None
     for part in loc:
         field = next((group.model_fields[str(part)] for group in groups if part in group.model_fields), None)
         if isinstance(values, dict):
@@ -435,8 +433,8 @@ def _locate(
             continue
         key, values, around = (*key, part), inside, groups
         if field is not None:
-            groups, help_text = _groups_in(field.annotation), field.description
-    return key, around, help_text
+            groups, last = _groups_in(field.annotation), field
+    return key, around, last
 
 
 def _groups_in(annotation: Any) -> list[type[Settings]]:

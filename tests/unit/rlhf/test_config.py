@@ -131,7 +131,7 @@ def test_a_float_may_be_written_in_every_usual_way(path: Path, text: str) -> Non
 
 def test_a_whole_number_is_a_float_but_never_the_reverse(path: Path) -> None:
     assert stage(load(path, "sft.optimizer.learning_rate=1")).optimizer.learning_rate == 1.0
-    assert "`sft.steps`: Input should be a valid integer (given: 10.0)" in complaint(path, "sft.steps=10.0")
+    assert "`sft.steps` is 10.0, and must be a whole number" in complaint(path, "sft.steps=10.0")
 
 
 def test_off_and_a_date_are_words(path: Path) -> None:
@@ -142,9 +142,7 @@ def test_off_and_a_date_are_words(path: Path) -> None:
 
 def test_only_true_and_false_are_switches(path: Path) -> None:
     assert stage(load(path, "sft.packing=true")).packing is True
-    assert "`sft.packing`: Input should be a valid boolean (given: 'yes')" in complaint(
-        path, "sft.packing=yes"
-    )
+    assert '`sft.packing` is "yes", and must be true or false' in complaint(path, "sft.packing=yes")
 
 
 def test_a_section_that_the_recipe_lacks_is_a_user_error(path: Path) -> None:
@@ -196,8 +194,9 @@ def test_a_value_that_is_no_yaml_is_taken_as_text(path: Path) -> None:
 def test_quotes_make_a_number_a_name(path: Path) -> None:
     assert load(path, 'run.name="7"').run.name == "7"
     assert complaint(path, "run.name=7").splitlines() == [
-        "override run.name: `run.name`: Input should be a valid string (given: 7)",
-        "  Put it in quotes, in a shell with others around them: 'run.name=\"…\"'.",
+        "override run.name: `run.name` is 7, and must be text",
+        "  Put it in quotes, in a shell with others around them: 'run.name=\"…\"'. "
+        "What it is: The run's name: its folder is `<folder>/<name>`.",
     ]
 
 
@@ -264,47 +263,55 @@ def test_a_misspelled_required_key_is_reported_as_misspelled_not_as_missing(path
 
 def test_a_missing_key_says_what_it_is_for(path: Path) -> None:
     assert complaint(path, text=RECIPE.replace("  steps: 10\n", "")) == (
-        "recipe.yaml, line 7: `sft.steps`: Field required\n  Optimizer steps."
+        "recipe.yaml, line 7: `sft.steps` is missing\n"
+        "  Give it a value here, or as an override: `sft.steps=…`. What it is: Optimizer steps."
     )
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("sft.steps", "'10'", "Input should be a valid integer (given: '10')"),
-        ("sft.steps", "0", "Input should be greater than or equal to 1 (given: 0)"),
-        ("sft.steps", "true", "Input should be a valid integer (given: True)"),
-        ("sft.steps", ".nan", "Input should be a valid integer (given: nan)"),
-        ("sft.optimizer.learning_rate", "fast", "Input should be a valid number (given: 'fast')"),
-        ("sft.optimizer.learning_rate", ".inf", "Input should be a finite number (given: inf)"),
-        ("sft.optimizer.warmup", "of", "Input should be 'linear' or 'off' (given: 'of')"),
-        ("sft.optimizer", "[]", "Input should be an object (given: [])"),
-        ("sft.modules", "7", "Input should be a valid string (given: 7)"),
-        ("sft.sources.0.columns.prompt", "[]", "Input should be a valid string (given: [])"),
-        ("run.name", "../up", "String should match pattern"),
-        ("run", "3", "Input should be an object (given: 3)"),
+        ("sft.steps", "'10'", '"10", and must be a whole number\n  Write it without quotes.'),
+        ("sft.steps", "0", "0, and must be at least 1\n  Change it. What it is: Optimizer steps."),
+        ("sft.steps", "true", "true, and must be a whole number"),
+        ("sft.steps", "", "null, and must be a whole number"),
+        ("sft.steps", ".nan", "NaN, and must be a whole number"),
+        ("sft.optimizer.learning_rate", "fast", '"fast", and must be a number\n  Change it, or leave it out'),
+        ("sft.optimizer.learning_rate", ".inf", "Infinity, and must be a finite number"),
+        ("sft.optimizer.warmup", "of", "\"of\", and must be one of 'linear', 'off'\n  Did you mean `off`?"),
+        ("sft.optimizer", "[]", "[], and must be a group of settings"),
+        ("sft.modules", "7", "7, and must be text or a list"),
+        ("sft.sources.0.columns.prompt", "[]", "[], and must be text"),
+        ("run.name", "../up", '"../up", and must be letters, digits, `.`, `_` and `-`, with a letter or a'),
+        ("run.seed", "4294967296", "4294967296, and must be less than 4294967296"),
+        ("run", "3", "3, and must be a group of settings"),
+        (
+            "model.scratch.vocab_size",
+            "9",
+            "9, and must be at least 300\n  Change it, or leave it out: the def",
+        ),
     ],
 )
 def test_a_wrong_value_is_named_by_its_key_and_place(path: Path, key: str, value: str, message: str) -> None:
-    assert complaint(path, f"{key}={value}").startswith(f"override {key}: `{key}`: {message}")
+    assert complaint(path, f"{key}={value}").startswith(f"override {key}: `{key}` is {message}")
 
 
 def test_a_wrong_value_in_the_file_is_named_by_its_line(path: Path) -> None:
     assert complaint(path, text=RECIPE.replace("1e-5", "-1")) == (
-        "recipe.yaml, line 10: `sft.optimizer.learning_rate`: Input should be greater than 0 (given: -1)\n"
-        "  How far a step goes."
+        "recipe.yaml, line 10: `sft.optimizer.learning_rate` is -1, and must be more than 0\n"
+        "  Change it, or leave it out: the default is 0.0001. What it is: How far a step goes."
     )
 
 
 def test_what_an_override_replaced_is_not_blamed_on_the_file(path: Path) -> None:
     assert complaint(path, "sft.optimizer={learning_rate: fast}").startswith(
-        "override sft.optimizer: `sft.optimizer.learning_rate`: "
+        "override sft.optimizer: `sft.optimizer.learning_rate` is "
     )
 
 
 def test_settings_that_contradict_each_other_name_their_section(path: Path) -> None:
     assert complaint(path, text=RECIPE.replace("  steps: 10", "  steps: 10\n  warmup_steps: 11")) == (
-        "recipe.yaml, line 7: `sft`: warmup_steps (11) exceeds steps (10)"
+        "recipe.yaml, line 7: `sft`: warmup_steps (11) exceeds steps (10)\n  Change one of these settings."
     )
 
 
@@ -350,7 +357,10 @@ def test_a_file_that_is_not_text_is_a_user_error(path: Path) -> None:
         ("run: !!python/name:os.system x\n", "recipe.yaml, line 1: not valid YAML"),
         ("run: \x00\n", "recipe.yaml: not valid YAML"),
         ("run: &a [*a]\n", "recipe.yaml: an anchor contains itself"),
-        ("run:\n  name: !!binary aGk=\n", "recipe.yaml, line 1: `run`: Object of type bytes is not JSON"),
+        (
+            "run:\n  name: !!binary aGk=\n",
+            "recipe.yaml, line 1: `run` holds what is neither text, number, list nor",
+        ),
     ],
 )
 def test_malformed_yaml_is_named_by_its_line(path: Path, text: str, message: str) -> None:
