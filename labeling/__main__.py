@@ -1,5 +1,6 @@
 """`python -m labeling <command>`: make demonstrations, samples or rankings for a recipe."""
 
+import argparse
 import dataclasses
 import difflib
 import sys
@@ -7,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
-from labeling.config import LabelingSettings
+from labeling.config import DemonstrationsSettings, LabelingSettings, RankingsSettings, SamplesSettings
 from rlhf.artifacts import StageRun, require, sha256_file
-from rlhf.command import load, stage_arguments
-from rlhf.config import Recipe, Settings
+from rlhf.command import Sections, add_clean, command_parser, load
+from rlhf.config import ModelSettings, Recipe, RunSettings, Settings
 from rlhf.errors import UserError, run_command
 from rlhf.scorers import scorer_fingerprint
 from rlhf.sources import source_fingerprints
@@ -20,25 +21,52 @@ COMMANDS = {
     "samples": "completions by the SFT model, to be ranked",
     "rankings": "ranks of those samples by a scripted labeler, for `make reward`",
 }
-DESCRIPTION = (
-    "Labels for the other stages: python -m labeling COMMAND --config FILE [key.sub=value ...]\n\n"
-    + ("\n".join(f"  {name:15} {text}" for name, text in COMMANDS.items()))
-)
+GROUPS: Sections = {
+    "demonstrations": DemonstrationsSettings,
+    "samples": SamplesSettings,
+    "rankings": RankingsSettings,
+}
+USAGE = "python -m labeling COMMAND [-h] --config FILE [--clean] [key.sub=value ...]"
 
 Group = TypeVar("Group", bound=Settings)
 
 
 def main(argv: Sequence[str]) -> int:
     command, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
-    if command in COMMANDS or "-h" in argv or "--help" in argv:
-        arguments = stage_arguments("labeling", DESCRIPTION, rest)
+    if command in COMMANDS:
+        arguments = _parser(command).parse_intermixed_args(rest)
         return _RUN[command](load(arguments), clean=arguments.clean)
+    if not command and {"-h", "--help"} & {*argv}:
+        print(_help())
+        return 0
     close = difflib.get_close_matches(command, COMMANDS, n=1)
     raise UserError(
         f"unknown command `{command}`" if command else "no command is given",
         where="labeling",
         fix=f"Did you mean `{close[0]}`?" if close else f"Commands: {', '.join(COMMANDS)}.",
     )
+
+
+def _help() -> str:
+    """What there is to choose from; each command's own help lists its settings."""
+    commands = "\n".join(f"  {name:15} {text}" for name, text in COMMANDS.items())
+    return (
+        f"usage: {USAGE}\n\nLabels for the other stages.\n\ncommands:\n{commands}\n\n"
+        "The options and settings of one of them: python -m labeling COMMAND --help"
+    )
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    """The parser of one command, whose help lists the settings that this command reads."""
+
+    def sections() -> Sections:
+        used = {f"labeling.{command}": GROUPS[command], "run": RunSettings}
+        return used if command == "rankings" else used | {"model": ModelSettings}
+
+    text = COMMANDS[command]
+    parser = command_parser(f"labeling {command}", f"{text[0].upper()}{text[1:]}.", sections)
+    add_clean(parser)
+    return parser
 
 
 def _demonstrations(recipe: Recipe, *, clean: bool) -> int:

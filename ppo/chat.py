@@ -12,17 +12,21 @@ from typing import cast
 
 from ppo.config import PPOSettings
 from rlhf.artifacts import require
-from rlhf.command import load, stage_arguments
-from rlhf.config import Recipe
+from rlhf.command import command_parser, load
+from rlhf.config import ModelSettings, Recipe, RunSettings, SamplingSettings
 from rlhf.errors import UserError, run_command
 from rlhf.records import Message
 
-DESCRIPTION = "Talk to the policy that the PPO stage published."
+DESCRIPTION = (
+    "Talk to the policy that the PPO stage published: a line is a prompt.\n"
+    "Say /reference to hear the SFT model instead, /policy to go back, /new to forget the conversation;\n"
+    "an empty line or Ctrl-D ends."
+)
 HELP = "empty line or Ctrl-D: end; /new: forget; /policy, /reference: who answers"
 
 
 def main(argv: Sequence[str]) -> int:
-    arguments = stage_arguments("ppo", DESCRIPTION, argv, extra=_options)
+    arguments = _parser().parse_intermixed_args(argv)
     recipe = load(arguments)
     run = recipe.run_folder
     require(run, "sft")
@@ -94,9 +98,12 @@ class Conversation:
         return responses_text(self.backbone, rollouts, settings)[0].strip()
 
 
-def _options(parser: argparse.ArgumentParser) -> None:
+def _parser() -> argparse.ArgumentParser:
+    used = {"ppo.sampling": SamplingSettings, "run": RunSettings, "model": ModelSettings}
+    parser = command_parser("ppo.chat", DESCRIPTION, lambda: dict(used))
     parser.add_argument("--temperature", type=float, default=None, help="instead of ppo.sampling.temperature")
     parser.add_argument("--noise", type=int, default=0, metavar="N", help="seed of the answers' noise [0]")
+    return parser
 
 
 def _lines(interactive: bool) -> Iterator[str]:

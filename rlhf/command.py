@@ -11,13 +11,16 @@ import textwrap
 import types
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic_core import PydanticUndefined
 
 from rlhf.config import ModelSettings, Recipe, RunSettings, Settings, TrackingSettings, load_recipe
 
-_SHARED: dict[str, type[Settings]] = {
+Sections = dict[str, type[Settings]]
+"""Key in a recipe → the settings under it."""
+
+SHARED: Sections = {
     "run": RunSettings,
     "tracking": TrackingSettings,
     "model": ModelSettings,
@@ -35,27 +38,37 @@ def stage_arguments(
 
     Overrides and options may come in any order. `--help` prints the stage's settings and exits.
     """
-    parser = stage_parser(stage, description)
+
+    def sections() -> Sections:
+        section: type[Settings] = importlib.import_module(f"{stage}.config").SECTION
+        return {stage: section, **SHARED}
+
+    parser = command_parser(stage, description, sections)
+    add_clean(parser)
     if extra is not None:
         extra(parser)
     return parser.parse_intermixed_args(argv)
 
 
-def stage_parser(stage: str, description: str) -> argparse.ArgumentParser:
-    """The parser that `stage_arguments` uses, for a command that adds arguments of its own."""
+def command_parser(name: str, description: str, sections: Callable[[], Sections]) -> argparse.ArgumentParser:
+    """The parser of `python -m name`, which takes a recipe; `sections` are the settings that its help lists."""
     parser = _Parser(
-        prog=f"python -m {stage}",
+        prog=f"python -m {name}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        settings_of=stage,
+        sections=sections,
         allow_abbrev=False,
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="recipe, a YAML file")
-    parser.add_argument("--clean", action="store_true", help="throw this stage's earlier results away first")
     parser.add_argument(
         "overrides", nargs="*", metavar="key.sub=value", help="settings that replace the recipe's"
     )
     return parser
+
+
+def add_clean(parser: argparse.ArgumentParser) -> None:
+    """Let a command that writes results throw its earlier ones away."""
+    parser.add_argument("--clean", action="store_true", help="throw this stage's earlier results away first")
 
 
 def load(arguments: argparse.Namespace) -> Recipe:
@@ -67,7 +80,7 @@ def load(arguments: argparse.Namespace) -> Recipe:
     return load_recipe(arguments.config, arguments.overrides)
 
 
-def settings_help(sections: dict[str, type[Settings]], *, width: int | None = None) -> str:
+def settings_help(sections: Sections, *, width: int | None = None) -> str:
     """Every setting of the given sections as `key: type = default` with its docstring beneath."""
     width = width or min(shutil.get_terminal_size().columns, 110)
     lines: list[str] = []
@@ -83,14 +96,12 @@ def settings_help(sections: dict[str, type[Settings]], *, width: int | None = No
 class _Parser(argparse.ArgumentParser):
     """Adds the settings to `--help`, which only then have to be imported and laid out."""
 
-    def __init__(self, *args: Any, settings_of: str = "", **kwargs: Any) -> None:
+    def __init__(self, *args: Any, sections: Callable[[], Sections] = dict, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._stage = settings_of
+        self._sections = sections
 
     def format_help(self) -> str:
-        section: type[Settings] = importlib.import_module(f"{self._stage}.config").SECTION
-        sections = {self._stage: section, **_SHARED}
-        return f"{super().format_help()}\nsettings:\n{settings_help(sections)}\n"
+        return f"{super().format_help()}\nsettings:\n{settings_help(self._sections())}\n"
 
 
 def _rows(
@@ -128,6 +139,8 @@ def _type_name(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return " | ".join(str(argument) for argument in arguments)
+    if origin is Annotated:
+        return _type_name(arguments[0])
     if origin in (Union, types.UnionType):
         return " | ".join(_type_name(argument) for argument in arguments if argument is not type(None))
     if origin in (list, tuple, dict):

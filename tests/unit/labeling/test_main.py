@@ -34,6 +34,26 @@ def test_a_wrong_command_is_answered_with_the_right_ones(argv: list[str], what: 
     assert fix in str(caught.value.fix)
 
 
+def test_help_names_the_commands_and_how_they_are_used(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: python -m labeling COMMAND [-h] --config FILE")
+    assert all(f"\n  {command} " in shown for command in ("demonstrations", "samples", "rankings"))
+
+
+@pytest.mark.parametrize("command", ["demonstrations", "samples", "rankings"])
+def test_the_help_of_a_command_lists_its_own_settings(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"usage: python -m labeling {command} [-h] --config FILE [--clean]")
+    groups = {line.split(".")[1] for line in shown.splitlines() if line.startswith("  labeling.")}
+    assert groups == {command}
+
+
 def test_a_group_that_the_recipe_lacks_is_named(tmp_path: Path) -> None:
     config = write_recipe(tmp_path)
     with pytest.raises(UserError, match=r"no `labeling\.samples` group"):

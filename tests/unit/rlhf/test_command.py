@@ -1,8 +1,9 @@
 from argparse import ArgumentParser
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
+from pydantic import Field
 
 from rlhf.command import load, settings_help, stage_arguments
 from rlhf.config import Settings, setting
@@ -31,6 +32,8 @@ class Outer(Settings):
     """The group that counts."""
     many: list[Inner] = []
     """Several of them."""
+    words: list[Annotated[str, Field(min_length=1)]] = []
+    """Not empty ones."""
 
 
 def test_options_and_overrides_come_in_any_order() -> None:
@@ -72,4 +75,5 @@ def test_help_shows_every_setting_with_its_type_default_and_docstring() -> None:
         '\n  outer.inner: group = {"size": 5}\n      The group that counts.'
         "\n  outer.inner.size: int = 3\n      How large."
         "\n  outer.many: list, as outer.inner = []\n      Several of them."
+        "\n  outer.words: list[text] = []\n      Not empty ones."
     )
