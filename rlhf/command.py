@@ -51,7 +51,7 @@ def stage_arguments(
 
 
 def command_parser(name: str, description: str, sections: Callable[[], Sections]) -> argparse.ArgumentParser:
-    """The parser of `python -m name`, which takes a recipe; `sections` are the settings that its help lists."""
+    """The parser of `python -m name`, which takes a recipe; its help lists the settings in `sections`."""
     parser = _Parser(
         prog=f"python -m {name}",
         description=description,

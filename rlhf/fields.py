@@ -37,10 +37,23 @@ class UnusableRowError(Exception):
 
 @dataclass(frozen=True)
 class Fields:
-    """One row's values under our names; null values are absent."""
+    """One row's values under our names; null values are absent, and their names in `nulls`."""
 
     values: Mapping[str, Any]
     transcripts_become_messages: bool = False
+    nulls: frozenset[str] = frozenset()
+
+    def refuse_nulls(self, *names: str) -> None:
+        """Check that one of several fields has a value, if any of them is there.
+
+        Raises:
+            UserError: none has, and one is null.
+        """
+        null = [name for name in names if name in self.nulls]
+        if null and not any(name in self.values for name in names):
+            others = " or ".join(f"`{name}`" for name in names if name != null[0])
+            fix = f"Give it a value, give {others} instead, or remove the record."
+            raise UserError(f"`{null[0]}` is null", fix=fix)
 
     def text(self, name: str) -> str:
         return _text(self.values[name], f"`{name}`")
@@ -184,8 +197,10 @@ def _turns(value: Any, name: str) -> Turns:
         if not isinstance(message, Mapping):
             raise UserError(f"message {number} of {name} is {kind(message)}", fix=_MESSAGES)
         for key in ("role", "content"):
-            if message.get(key) is None:
+            if key not in message:
                 raise UserError(f"message {number} of {name} has no `{key}`", fix=_MESSAGES)
+            if message[key] is None:
+                raise UserError(f"`{key}` of message {number} of {name} is null", fix=_MESSAGES)
         role = _text(message["role"], f"`role` of message {number} of {name}")
         turns.append(Message(role, _text(message["content"], f"`content` of message {number} of {name}")))
     return tuple(turns)

@@ -111,7 +111,8 @@ def _starts_with_bracket(path: Path) -> bool:
 def _json_line_rows(path: Path) -> Iterator[tuple[str, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            content = line.removeprefix(_BOM) if number == 1 else line
+            # Without its end: JSON that breaks off would else break off "in line 2".
+            content = (line.removeprefix(_BOM) if number == 1 else line).rstrip(b"\r\n")
             if content.strip():
                 yield f"line {number}", content
 

@@ -54,6 +54,7 @@ def _prompt(prompt: str | Turns) -> Prompt:
 
 def _group(fields: Fields) -> Ranking:
     """A ranking of K completions. An empty one stays: a policy may answer nothing, and be ranked for it."""
+    fields.refuse_nulls("ranks", "comparisons")
     ranking = Ranking(
         prompt=fields.prompt(),
         completions=fields.completions(),
@@ -135,7 +136,9 @@ class Plan(Generic[R]):
         for shape in self._shapes:
             if all(name in values for name in shape.needs):
                 names = (*shape.needs, *shape.may)
-                return shape.build(Fields({n: values[n] for n in names if n in values}, self._as_messages))
+                nulls = frozenset(name for name in names if name in row and row[name] is None)
+                found = {name: values[name] for name in names if name in values}
+                return shape.build(Fields(found, self._as_messages, nulls))
         raise _no_shape(self._shapes, row, values)
 
     def _values(self, row: Row) -> dict[str, Any]:
@@ -216,7 +219,8 @@ def _parse_cells(values: dict[str, Any]) -> None:
             values[name] = json.loads(cell)
         except json.JSONDecodeError as error:
             fix = "Write lists and numbers as JSON in this column."
-            raise UserError(f"`{name}` is not JSON: {error}", fix=fix) from None
+            at = f"line {error.lineno}, column {error.colno}" if "\n" in cell else f"column {error.colno}"
+            raise UserError(f"`{name}` is not JSON at {at} of the cell: {error.msg}", fix=fix) from None
     ranks = values.get("ranks")
     if isinstance(ranks, list):
         values["ranks"] = [
@@ -229,12 +233,18 @@ def _no_shape(shapes: Sequence[Shape[R]], row: Row, values: Row) -> UserError:
     def missing(shape: Shape[R]) -> list[str]:
         return [name for name in shape.needs if name not in values]
 
-    nearest = min(shapes, key=lambda shape: (len(missing(shape)), -len(shape.needs)))
-    names = [f"`{name}`" for name in missing(nearest)]
-    what = f"the record has no {' and no '.join(names)}"
-    if len(names) == len(nearest.needs):
+    def unnamed(shape: Shape[R]) -> int:
+        return sum(name not in row for name in shape.needs)
+
+    nearest = min(shapes, key=lambda shape: (len(missing(shape)), unnamed(shape), -len(shape.needs)))
+    absent = [f"no `{name}`" for name in missing(nearest) if name not in row]
+    present = [name for name in missing(nearest) if name in row]
+    empty = [f"`{name}` is {'null' if row[name] is None else 'empty'}" for name in present]
+    what = " and ".join([*empty, *([f"the record has {' and '.join(absent)}"] if absent else [])])
+    if len(absent) == len(nearest.needs):
         what = "the record has no known shape"
-    fix = f"Needed: {_listed(shapes)}; or name its columns under `columns`. {_it_has(row)}"
+    fill = "Fill it in or remove the record. " if empty else ""
+    fix = f"{fill}Needed: {_listed(shapes)}; or name its columns under `columns`. {_it_has(row)}"
     return UserError(what, fix=fix)
 
 

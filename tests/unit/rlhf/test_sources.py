@@ -36,7 +36,7 @@ TALK = f"{HUMAN} Hello.{ASSISTANT} Hi!{HUMAN} Sing."
 TURNS = (Message("user", "Hello."), Message("assistant", "Hi!"), Message("user", "Sing."))
 
 
-def message(role: str, content: str) -> dict[str, str]:
+def message(role: str, content: str | None) -> dict[str, str | None]:
     return {"role": role, "content": content}
 
 
@@ -294,7 +294,9 @@ GOOD = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}
         (RANKING, {**GOOD, "ranks": [1, "2"]}, "completion 2 has rank '2'"),
         (RANKING, {**GOOD, "ranks": [1, None]}, "completion 2 has rank None"),
         (RANKING, {**GOOD, "ranks": 1}, "`ranks` is a number, not a list"),
-        (RANKING, {**GOOD, "ranks": None}, "neither `ranks` nor `comparisons`"),
+        (RANKING, {**GOOD, "ranks": None}, "`ranks` is null"),
+        (RANKING, {"prompt": "p", "completions": ["a", "b"]}, "neither `ranks` nor `comparisons`"),
+        (RANKING, {"prompt": None, "completions": ["a", "b"], "ranks": [1, 2]}, "`prompt` is null"),
         (RANKING, {**GOOD, "completions": ["a"], "ranks": [1]}, "at least 2 completions (1 given)"),
         (RANKING, {**GOOD, "completions": "ab"}, "`completions` is text, not a list"),
         (RANKING, {**GOOD, "completions": ["a", 3]}, "completion 2 is a number, not text"),
@@ -338,6 +340,13 @@ GOOD = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}
             "the messages of `chosen` before the answer are not `prompt`",
         ),
         (DEMONSTRATION, {"prompt": "p"}, "the record has no `completion`"),
+        (DEMONSTRATION, {"prompt": "p", "completion": None}, "3: `completion` is null\n  Fill it in"),
+        (DEMONSTRATION, {"question": None, "answer": "a"}, "3: `question` is null\n  Fill it in"),
+        (
+            DEMONSTRATION,
+            {"messages": [message("user", None)]},
+            "`content` of message 1 of `messages` is null",
+        ),
         (DEMONSTRATION, {"text": "p"}, "the record has no known shape"),
         (DEMONSTRATION, {"prompt": 5, "completion": "c"}, "`prompt` is a number, not text or messages"),
         (DEMONSTRATION, {"prompt": "p", "completion": {"a": 1}}, "`completion` is an object, not text"),
@@ -370,6 +379,15 @@ def test_a_line_that_is_not_json_is_named_also_after_blank_ones(tmp_path: Path) 
     path = tmp_path / "data.jsonl"
     path.write_text('{"prompt": "a"}\n\n  \n{"prompt": "b",}\n')
     assert f"{path}, line 4: not valid JSON at column 16" in complaint(PROMPT, str(path))
+
+
+@pytest.mark.parametrize("line", ['{"prompt": "b"', '{"prompt": "b",'])
+def test_a_line_that_breaks_off_is_named_once(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(f'{{"prompt": "a"}}\n{line}\n{{"prompt": "c"}}\n', newline="\r\n")
+    found = complaint(PROMPT, str(path))
+    assert f"{path}, line 2: not valid JSON at column {len(line) + 1}" in found
+    assert len(re.findall(r"line \d", found)) == 1
 
 
 def test_bytes_that_are_not_utf_8_are_named(tmp_path: Path) -> None:
@@ -481,7 +499,11 @@ def test_an_empty_probability_in_csv_is_none(tmp_path: Path) -> None:
         ([["prompt", "chosen", "rejected"], ["a", "b", "c"], ["b"]], "row 2: not one cell per column"),
         ([["prompt", "b"], ["a", "1", "2"]], "row 1: not one cell per column"),
         ([["prompt", "prompt"], ["a", "1"]], "the header: a column has no name, or two have the same"),
-        ([["prompt", "completions", "ranks"], ["a", "b", "c"]], "row 1: `completions` is not JSON"),
+        (
+            [["prompt", "completions", "ranks"], ["a", "b", "c"]],
+            "row 1: `completions` is not JSON at column 1 of the cell",
+        ),
+        ([["prompt", "completions", "ranks"], ["a", "", "[1]"]], "row 1: `completions` is empty"),
     ],
 )
 def test_a_bad_row_of_csv_is_named_by_number(tmp_path: Path, rows: list[list[str]], message: str) -> None:
@@ -520,7 +542,7 @@ def test_parquet_is_read_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
 
 def test_a_bad_row_of_parquet_is_named_by_number(tmp_path: Path) -> None:
     path = parquet(tmp_path / "data.parquet", {"prompt": ["a", None]})
-    assert f"{path}, row 2: the record has no known shape" in complaint(PROMPT, path)
+    assert f"{path}, row 2: `prompt` is null" in complaint(PROMPT, path)
 
 
 @pytest.mark.filterwarnings("default")
