@@ -14,7 +14,7 @@ from labeling.items import Item, write_items
 from rlhf.accounts import Account
 from rlhf.artifacts import StageRun, require
 from rlhf.backbone import REFERENCE, Backbone
-from rlhf.chat import encode_completion, encode_prompt, fit, prompt_text
+from rlhf.chat import check_room, encode_completion, encode_prompt, fit, length_fix, prompt_text
 from rlhf.config import Recipe
 from rlhf.distributed import start_process
 from rlhf.errors import UserError
@@ -144,11 +144,13 @@ def draw(
 
     `account` receives what became of the prompts; what is dropped or truncated here counts under `step`.
     """
+    check_room(step, settings.length, settings.sampling, context=backbone.max_length)
     prompts, read = read_prompts(settings.prompts, seed=recipe.run.seed, run_folder=recipe.run_folder)
     account.merge(read)
     fitting = list(_fitting(backbone, prompts, settings, account, step=step))
     if not fitting:
-        raise UserError("no prompt leaves room for a response", where=step, fix="See `length.over_length`.")
+        fix = f"Lower `{step}.sampling.max_response_tokens`, or truncate (`{step}.length.over_length`)."
+        raise UserError("no prompt leaves room for a response", where=step, fix=fix)
     chunk = max(1, settings.sampling.batch_size * _BATCHES_AT_ONCE // num_texts)
     bar: Progress[int] = progress(len(fitting) * num_texts, step.partition(".")[2])
     with bar:
@@ -185,6 +187,12 @@ def _fitting(
 ) -> Iterator[tuple[Prompt, list[int]]]:
     """The prompts that leave room for the longest response, with their ids."""
     context = min(settings.length.max_tokens or backbone.max_length, backbone.max_length)
+    fix = length_fix(
+        step,
+        settings.length,
+        context=backbone.max_length,
+        max_response_tokens=settings.sampling.max_response_tokens,
+    )
     for prompt in prompts:
         ids, outcome = fit(
             encode_prompt(backbone.tokenizer, prompt.prompt),
@@ -192,7 +200,9 @@ def _fitting(
             context,
             settings.length.over_length,
             bos_token_id=backbone.tokenizer.bos_token_id,
-            where=f"{step}, prompt {prompt_text(prompt.prompt)[:60]!r}",
+            sampled=True,
+            where=prompt.where or f"{step}, prompt {prompt_text(prompt.prompt)[:60]!r}",
+            fix=fix,
         )
         if outcome != "kept":
             account.add(step, "truncated" if outcome == "truncated" else "longer than the context")

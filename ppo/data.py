@@ -7,7 +7,7 @@ from ppo.config import PPOSettings
 from ppo.rollout import PromptSet
 from rlhf.accounts import Account
 from rlhf.backbone import Backbone
-from rlhf.chat import encode_prompt, fit, prompt_text
+from rlhf.chat import check_room, encode_prompt, fit, length_fix, prompt_text
 from rlhf.errors import UserError
 from rlhf.records import Prompt
 from rlhf.sources import read_prompts, split_by_prompt
@@ -28,6 +28,7 @@ def load_prompts(backbone: Backbone, settings: PPOSettings, *, seed: int, run_fo
     Raises:
         UserError: a source cannot be read, a prompt does not fit under policy `error`, or too few are left.
     """
+    check_room("ppo", settings.length, settings.sampling, context=backbone.max_length)
     records, account = read_prompts(settings.prompts, seed=seed, run_folder=run_folder)
     train, held_out = split_by_prompt(records, fraction=settings.held_out_fraction, seed=seed)
     sides = [_encode(backbone, side, settings, account) for side in (train, held_out)]
@@ -43,6 +44,12 @@ def load_prompts(backbone: Backbone, settings: PPOSettings, *, seed: int, run_fo
 
 def _encode(backbone: Backbone, records: list[Prompt], settings: PPOSettings, account: Account) -> PromptSet:
     context = min(settings.length.max_tokens or backbone.max_length, backbone.max_length)
+    fix = length_fix(
+        "ppo",
+        settings.length,
+        context=backbone.max_length,
+        max_response_tokens=settings.sampling.max_response_tokens,
+    )
     prompts = PromptSet([], [])
     for record in records:
         ids, outcome = fit(
@@ -51,7 +58,9 @@ def _encode(backbone: Backbone, records: list[Prompt], settings: PPOSettings, ac
             context,
             settings.length.over_length,
             bos_token_id=backbone.tokenizer.bos_token_id,
-            where="ppo.prompts",
+            sampled=True,
+            where=record.where or "ppo.prompts",
+            fix=fix,
         )
         if outcome == "truncated":
             account.add("length", "truncated")

@@ -1,6 +1,7 @@
 """Rankings become groups: one prompt, its completions as token ids, and the pairs that its labels decide."""
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from reward.config import RewardSettings
 from reward.loss import Pair, ranked_pairs
 from rlhf.accounts import Account
 from rlhf.backbone import Backbone
-from rlhf.chat import encode_completion, encode_prompt, fit, prompt_text
+from rlhf.chat import encode_completion, encode_prompt, fit, length_fix, prompt_text
 from rlhf.errors import UserError
 from rlhf.records import FAILED, Ranking, prompt_key
 from rlhf.sources import read_rankings, split_by_prompt
@@ -54,6 +55,30 @@ class Rankings:
     held_out: list[Group]
     account: Account
 
+    def pairs(self) -> dict[str, int]:
+        """Pairs of both sides, and those that are undecided: ties, and probabilities of exactly 1/2."""
+        sides = {"train": self.train, "heldout": self.held_out}
+        pairs = {name: [pair for group in side for pair in group.pairs] for name, side in sides.items()}
+        return {name: len(found) for name, found in pairs.items()} | {
+            f"{name}_undecided": sum(pair.target == 0.5 for pair in found) for name, found in pairs.items()
+        }
+
+    def warn(self) -> None:
+        """Say on stderr what these pairs cannot teach or measure."""
+        pairs = self.pairs()
+        if pairs["train"] == pairs["train_undecided"]:
+            what = (
+                f"none of the {pairs['train']:,} training pairs says which completion is better (ties, or a "
+            )
+            what += "probability of 1/2): the reward model will learn to score all alike"
+            print(f"warning: reward: {what}", file=sys.stderr)
+        if pairs["heldout"] == pairs["heldout_undecided"]:
+            what = "there is no held-out pair"
+            if pairs["heldout"]:
+                what = f"none of the {pairs['heldout']:,} held-out pairs says which completion is better"
+            what += ", so no accuracy can be measured: give more prompts, or raise reward.held_out_fraction"
+            print(f"warning: reward: {what}", file=sys.stderr)
+
 
 def load_rankings(backbone: Backbone, settings: RewardSettings, *, seed: int, run_folder: Path) -> Rankings:
     """Read the recipe's rankings, encode them and find their pairs.
@@ -65,12 +90,10 @@ def load_rankings(backbone: Backbone, settings: RewardSettings, *, seed: int, ru
     sides = split_by_prompt(records, fraction=settings.held_out_fraction, seed=seed)
     train, held_out = ([g for r in side if (g := _group(backbone, r, settings, account))] for side in sides)
     if not train:
-        raise UserError(
-            f"no group of completions is left to train on ({len(held_out)} held out)",
-            where=STEP,
-            fix="Give more prompts whose completions differ in rank, or lower reward.held_out_fraction.",
-        )
-    return Rankings(train, held_out, account)
+        raise _nothing_left(settings, account, num_records=len(records), num_held_out=len(held_out))
+    data = Rankings(train, held_out, account)
+    data.warn()
+    return data
 
 
 def micro_batches(groups: Sequence[Group], max_tokens: int) -> Iterator[list[Group]]:
@@ -109,7 +132,8 @@ def _group(backbone: Backbone, record: Ranking, settings: RewardSettings, accoun
         context_tokens(backbone, settings),
         settings.length.over_length,
         bos_token_id=tokenizer.bos_token_id,
-        where=f"reward.rankings, prompt {text[:60]!r}",
+        where=record.where or f"reward.rankings, prompt {text[:60]!r}",
+        fix=length_fix("reward", settings.length, context=backbone.max_length),
     )
     if outcome != "kept":
         account.add(STEP, "truncated" if outcome == "truncated" else "longer than the context")
@@ -132,6 +156,26 @@ def _pairs(record: Ranking, settings: RewardSettings) -> list[Pair]:
     assert record.ranks is not None
     ranks = [math.inf if rank == FAILED else float(rank) for rank in record.ranks]
     return ranked_pairs(ranks, with_ties=settings.tie_margin is not None)
+
+
+def _nothing_left(
+    settings: RewardSettings, account: Account, *, num_records: int, num_held_out: int
+) -> UserError:
+    """Why no group is left to train on."""
+    where = ", ".join(source.path for source in settings.rankings)
+    if account.dropped(STEP).get(NO_PAIR, 0) < num_records:
+        return UserError(
+            f"no group of completions is left to train on ({num_held_out} held out)",
+            where=where,
+            fix="Give more prompts whose completions differ in rank, allow longer ones (reward.length), or "
+            "lower reward.held_out_fraction.",
+        )
+    fix = "Rank the completions of at least some prompts apart."
+    if settings.tie_margin is None:
+        fix = f"{fix[:-1]}, or set reward.tie_margin (0, say) to learn from equal ranks too."
+    return UserError(
+        f"all {num_records:,} groups are ties: no completion is ranked above another", where=where, fix=fix
+    )
 
 
 def _labels(record: Ranking) -> tuple[str, ...]:

@@ -135,6 +135,7 @@ def _encode(model: RewardModel, row: Row, completion: str, options: ScoreOptions
         model.card.max_tokens,
         options.over_length,
         bos_token_id=backbone.tokenizer.bos_token_id,
+        fix="Shorten the row, or give --over-length truncate_left; the model was trained with this limit.",
     )
     if prompt_ids is None:
         raise UserError(

@@ -18,7 +18,7 @@ from reward.publish import write_model
 from reward.trainer import Trainer
 from rlhf.artifacts import StageRun, require
 from rlhf.backbone import REFERENCE, Backbone
-from rlhf.chat import fit
+from rlhf.chat import check_room, fit
 from rlhf.config import Recipe
 from rlhf.distributed import start_process
 from rlhf.errors import UserError
@@ -39,6 +39,7 @@ def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
     backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=device)
     data = load_rankings(backbone, settings, seed=seed, run_folder=run)
     data.account.print("reward: rankings")
+    check_samples(backbone, data, settings)
     held_out = HeldOut.prepare(data.held_out, settings, seed=seed)
     trainer = Trainer(backbone, data.train, settings, seed=seed)
     resumed = stage.resuming and trainer.restore(stage.folder)
@@ -56,8 +57,21 @@ def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
             eos_ids=list(backbone.eos_ids),
             max_tokens=context_tokens(backbone, settings),
         )
-        accounts = {"rankings": data.account.to_json(), "normalization": counts}
+        accounts = {"rankings": data.account.to_json(), "pairs": data.pairs(), "normalization": counts}
         finish(trainer, held_out, card, accounts, stage=stage, tracker=tracker)
+
+
+def check_samples(backbone: Backbone, data: Rankings, settings: RewardSettings) -> None:
+    """Say, before any training, which prompts leave no room for a normalization sample.
+
+    Raises:
+        UserError: none leaves any.
+    """
+    _, counts = _sampling_prompts(backbone, data.train, settings)
+    without_room = counts["prompts_without_room"]
+    if without_room:
+        num_prompts = counts["prompts"] + without_room
+        print(f"reward: {without_room} of {num_prompts} prompts leave no room for a normalization sample")
 
 
 def run_steps(
@@ -146,6 +160,7 @@ def _sampling_prompts(
     backbone: Backbone, groups: Sequence[Group], settings: RewardSettings
 ) -> tuple[list[list[int]], dict[str, int]]:
     """Different training prompts with room for a whole sample, shortened if the policy is to truncate."""
+    check_room("reward", settings.length, settings.sampling, context=backbone.max_length)
     prompts = {group.key: group.prompt_ids for group in groups}
     context, room = context_tokens(backbone, settings), settings.sampling.max_response_tokens
     policy: OverLength = "truncate_left" if settings.length.over_length == "truncate_left" else "drop"
@@ -154,11 +169,9 @@ def _sampling_prompts(
     kept = [ids for ids in fitted if ids is not None]
     if not kept:
         raise UserError(
-            f"no training prompt leaves room for {room} sampled tokens in a context of {context}",
+            f"no training prompt leaves room for {room} sampled tokens within {context}",
             where="reward.sampling.max_response_tokens",
-            fix="Lower it, or raise reward.length.max_tokens.",
+            fix="Lower it, set reward.length.over_length=truncate_left, or raise reward.length.max_tokens "
+            f"(the model sees {backbone.max_length} tokens).",
         )
-    without_room = len(prompts) - len(kept)
-    if without_room:
-        print(f"reward: {without_room} of {len(prompts)} prompts leave no room for a normalization sample")
-    return kept, {"prompts": len(prompts), "prompts_without_room": without_room}
+    return kept, {"prompts": len(prompts), "prompts_without_room": len(prompts) - len(kept)}

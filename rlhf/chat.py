@@ -17,6 +17,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from rlhf.config import LengthSettings, SamplingSettings
 from rlhf.errors import UserError
 from rlhf.records import Message, Turns
 
@@ -129,12 +130,16 @@ def fit(
     policy: Policy,
     *,
     bos_token_id: int | None = None,
+    sampled: bool = False,
     where: str | None = None,
+    fix: str | None = None,
 ) -> tuple[list[int] | None, Outcome]:
     """The prompt's ids that go before a completion of `completion_len` tokens within `max_length` tokens.
 
     `truncate_left` removes tokens after a leading BOS, keeps one token of the prompt at least, and never
     touches the completion: where that is too long by itself, the example is dropped (None), as by `drop`.
+    `sampled` says that the completion is still to come, and may have so many tokens; `where` and `fix` (see
+    `length_fix`) go into the error.
 
     Raises:
         UserError: it does not fit, and the policy is `error`.
@@ -143,17 +148,56 @@ def fit(
     if needed <= max_length:
         return list(prompt_ids), "kept"
     if policy == "error":
+        what = f"prompt ({len(prompt_ids)}) and completion ({completion_len})"
+        if sampled:
+            what = f"the prompt ({len(prompt_ids)}) and a response of the longest kind ({completion_len})"
         raise UserError(
-            f"prompt ({len(prompt_ids)}) and completion ({completion_len}) need {needed} tokens, "
-            f"and there is room for {max_length}",
+            f"{what} need {needed} tokens, and there is room for {max_length}",
             where=where,
-            fix="Set `over_length` to `truncate_left` or `drop`, or raise `max_tokens` (up to the context).",
+            fix=fix or "Set `over_length` to `truncate_left` or `drop`, or raise `max_tokens`.",
         )
     head = [token for token in prompt_ids[:1] if token == bos_token_id]
     num_kept = max_length - completion_len - len(head)
     if policy == "drop" or num_kept < 1:
         return None, "dropped"
     return [*head, *prompt_ids[-num_kept:]], "truncated"
+
+
+def length_fix(
+    section: str, length: LengthSettings, *, context: int, max_response_tokens: int | None = None
+) -> str:
+    """What helps where a record of the stage `section` does not fit; `max_response_tokens` if it samples."""
+    ways = [f"set `{section}.length.over_length` to truncate_left or drop"]
+    if max_response_tokens is not None:
+        ways.append(f"lower `{section}.sampling.max_response_tokens` (now {max_response_tokens})")
+    if length.max_tokens is not None and length.max_tokens < context:
+        ways.append(
+            f"raise `{section}.length.max_tokens` (now {length.max_tokens}; the model sees {context})"
+        )
+    else:
+        ways.append(f"take a model that sees more than {context} tokens")
+    return f"Shorten the record, {', '.join(ways[:-1])}, or {ways[-1]}."
+
+
+def check_room(section: str, length: LengthSettings, sampling: SamplingSettings, *, context: int) -> None:
+    """Check that the longest response of the stage `section` leaves room for a prompt.
+
+    Raises:
+        UserError: it does not, and so no prompt could ever be sampled from.
+    """
+    limit, wanted = min(length.max_tokens or context, context), sampling.max_response_tokens
+    if wanted < limit:
+        return
+    if limit < context:
+        room, other = f"`{section}.length.max_tokens` is {limit}", f"raise `{section}.length.max_tokens`"
+    else:
+        room = f"the model's context is {limit} tokens"
+        other = "take a model with a longer one (`model.scratch.max_length`, if it is made from scratch)"
+    raise UserError(
+        f"responses of up to {wanted} tokens leave no room for a prompt: {room}",
+        where=f"{section}.sampling.max_response_tokens",
+        fix=f"Set it well below {limit}, so that the prompts fit too, or {other}.",
+    )
 
 
 def _encode(tokenizer: Any, text: str) -> list[int]:

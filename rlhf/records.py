@@ -9,7 +9,7 @@ and their JSON is what `rlhf.sources` reads back to equal records.
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,8 @@ class Prompt:
     """What a policy answers."""
 
     prompt: str | Turns
+    where: str = field(default="", compare=False, repr=False)
+    """Where it was read, `file, line 41`; no part of the record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class Demonstration:
 
     prompt: str | Turns
     completion: str
+    where: str = field(default="", compare=False, repr=False)
+    """Where it was read, `file, line 41`; no part of the record."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,8 @@ class Ranking:
     comparisons: tuple[Comparison, ...] | None = None
     """(i, j, probability that completion i is better than completion j); indices count from 0."""
     annotator: str | None = None
+    where: str = field(default="", compare=False, repr=False)
+    """Where it was read, `file, line 41`; no part of the record."""
 
     def __post_init__(self) -> None:
         if len(self.completions) < 2:

@@ -7,6 +7,7 @@ A source is a .jsonl, .json, .csv or .parquet file (`rlhf.rows`), or a data set 
 import hashlib
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -150,7 +151,7 @@ def _read_one(
             own.add(_label(source), BEYOND_LIMIT)
             continue
         try:
-            kept.append(plan.record(_row(raw)))
+            kept.append(replace(plan.record(_row(raw)), where=f"{name}, {where}"))
         except UnusableRowError as unusable:
             own.add(_label(source), unusable.reason)
         except UserError as error:

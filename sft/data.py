@@ -51,6 +51,7 @@ class Encoder:
         self.tokenizer, self.eos_ids, self.account = tokenizer, eos_ids, account
         self.max_tokens = min(length.max_tokens or context, context)
         self.policy = length.over_length
+        self.fix = chat.length_fix("sft", length, context=context)
 
     def split(self, records: Sequence[Demonstration], *, fraction: float, seed: int) -> Examples:
         """Split by prompt, then encode both sides.
@@ -76,7 +77,8 @@ class Encoder:
             self.max_tokens,
             self.policy,
             bos_token_id=self.tokenizer.bos_token_id,
-            where=f"demonstration {chat.prompt_text(record.prompt)[:60]!r}",
+            where=record.where or f"demonstration {chat.prompt_text(record.prompt)[:60]!r}",
+            fix=self.fix,
         )
         if outcome == "truncated":
             self.account.add(_STEP, "truncated")

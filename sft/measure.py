@@ -90,7 +90,10 @@ def sample_answers(
 ) -> Samples:
     """Answer the prompts of the first `num_samples` examples that leave room for an answer."""
     room = backbone.max_length - settings.max_response_tokens
-    chosen = [example for example in examples if len(example.prompt_ids) <= room][:num_samples]
+    fitting = [example for example in examples if len(example.prompt_ids) <= room]
+    if num_samples and len(fitting) < len(examples):
+        print(f"sft: {len(examples) - len(fitting)} of {len(examples)} prompts leave no room for a sample")
+    chosen = fitting[:num_samples]
     if not chosen:
         return Samples({}, [])
     rollouts = sample(

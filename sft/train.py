@@ -13,7 +13,8 @@ from pathlib import Path
 from rlhf.accounts import Account
 from rlhf.artifacts import StageRun
 from rlhf.backbone import Backbone
-from rlhf.config import Recipe
+from rlhf.chat import check_room
+from rlhf.config import LengthSettings, Recipe
 from rlhf.distributed import start_process
 from rlhf.errors import UserError
 from rlhf.records import Demonstration, Prompt
@@ -61,7 +62,7 @@ def prepare(recipe: Recipe, settings: SFTSettings) -> Prepared:
     """Read the demonstrations, load or make the model, and encode.
 
     Raises:
-        UserError: from the data, the model, or a demonstration that does not fit.
+        UserError: from the data, the model, a demonstration that does not fit, or samples that cannot.
     """
     seed, run_folder = recipe.run.seed, recipe.run_folder
     records, account = list[Demonstration](), Account()
@@ -71,6 +72,8 @@ def prepare(recipe: Recipe, settings: SFTSettings) -> Prepared:
     if recipe.model.scratch and settings.tokenizer_prompts:
         prompts, _ = read_prompts(settings.tokenizer_prompts, seed=seed, run_folder=run_folder)
     begin = start(recipe.model, settings, texts=texts(records, prompts), seed=seed)
+    if settings.demonstrations and settings.num_samples and settings.held_out_fraction:
+        check_room("sft", LengthSettings(), settings.sampling, context=begin.context)
     encoder = Encoder(
         begin.tokenizer, begin.eos_ids, length=settings.length, context=begin.context, account=account
     )

@@ -78,8 +78,10 @@ LONG = {"prompt": " ".join(f"w{i}" for i in range(30)), "completions": [" w1 w2"
 
 
 def test_a_group_that_does_not_fit_is_an_error_by_default(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="w0 w1 w2"):
+    with pytest.raises(UserError, match=r"rankings\.jsonl, line 21: prompt \(30\)") as caught:
         load(tmp_path, [*ROWS, LONG], length={"max_tokens": 16})
+    assert "`reward.length.max_tokens` (now 16; the model sees 128)" in str(caught.value)
+    assert "max_response_tokens" not in str(caught.value)
 
 
 def test_a_group_that_does_not_fit_is_dropped_and_counted(tmp_path: Path) -> None:
@@ -103,8 +105,26 @@ def test_truncation_shortens_one_prompt_for_all_completions_and_no_completion(tm
 
 def test_rankings_without_any_pair_are_refused(tmp_path: Path) -> None:
     rows = [{"prompt": f"w{i}", "completions": [" w1", " w2"], "ranks": [1, 1]} for i in range(5)]
-    with pytest.raises(UserError, match="no group of completions is left"):
+    with pytest.raises(UserError, match=r"rankings\.jsonl: all 5 groups are ties") as caught:
         load(tmp_path, rows)
+    assert "reward.tie_margin" in str(caught.value)
+    failed = [row | {"ranks": ["F", "F"]} for row in rows]
+    with pytest.raises(UserError, match="all 5 groups are ties") as caught:
+        load(tmp_path, failed, tie_margin=0.0)
+    assert "tie_margin" not in str(caught.value)
+
+
+def test_pairs_that_decide_nothing_are_warned_of_and_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(tmp_path, ROWS)
+    assert capsys.readouterr().err == ""
+    pair = {"prompt": "w1", "chosen": " w2", "rejected": " w3", "probability": 0.5}
+    data = load(tmp_path, [pair, pair], held_out_fraction=0)
+    warned = capsys.readouterr().err
+    assert "none of the 2 training pairs says which completion is better" in warned
+    assert "there is no held-out pair" in warned
+    assert data.pairs() == {"train": 2, "heldout": 0, "train_undecided": 2, "heldout_undecided": 0}
 
 
 @pytest.mark.parametrize("max_tokens", [1, 40, 100, 10_000])

@@ -8,7 +8,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from rlhf.chat import decode_completion, encode_completion, encode_prompt, eos_ids, fit, prompt_text
+from rlhf.chat import (
+    check_room,
+    decode_completion,
+    encode_completion,
+    encode_prompt,
+    eos_ids,
+    fit,
+    length_fix,
+    prompt_text,
+)
+from rlhf.config import LengthSettings, SamplingSettings
 from rlhf.errors import UserError
 from rlhf.records import Message, Turns
 
@@ -449,6 +459,30 @@ def test_a_completion_that_leaves_the_prompt_no_token_is_dropped() -> None:
     assert fit([5, 6, 7], 4, 5, "truncate_left", bos_token_id=1) == ([7], "truncated")
     assert fit([5, 6], 5, 5, "truncate_left") == (None, "dropped")
     assert fit([5, 6], 9, 5, "truncate_left") == (None, "dropped")
+
+
+def test_the_way_out_names_the_settings_of_the_stage_and_what_the_model_sees() -> None:
+    short = LengthSettings(max_tokens=16)
+    fix = length_fix("sft", short, context=128)
+    assert "`sft.length.over_length`" in fix
+    assert "raise `sft.length.max_tokens` (now 16; the model sees 128)" in fix
+    sampling = length_fix("ppo", LengthSettings(), context=128, max_response_tokens=64)
+    assert "lower `ppo.sampling.max_response_tokens` (now 64)" in sampling
+    assert "take a model that sees more than 128 tokens" in sampling
+    with pytest.raises(UserError, match=r"the prompt \(3\) and a response of the longest kind \(4\) need 7"):
+        fit([1, 5, 6], 4, 6, "error", sampled=True)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "context", "told"), [(None, 64, "context is 64"), (32, 99, "tokens` is 32")]
+)
+def test_a_response_must_leave_room_for_a_prompt(max_tokens: int | None, context: int, told: str) -> None:
+    length = LengthSettings(max_tokens=max_tokens)
+    limit = max_tokens or context
+    check_room("ppo", length, SamplingSettings(max_response_tokens=limit - 1), context=context)
+    with pytest.raises(UserError, match=r"^ppo\.sampling\.max_response_tokens: ") as caught:
+        check_room("ppo", length, SamplingSettings(max_response_tokens=limit), context=context)
+    assert told in str(caught.value)
 
 
 def test_the_error_says_where_and_names_the_settings() -> None:

@@ -381,6 +381,13 @@ def test_a_line_that_is_not_json_is_named_also_after_blank_ones(tmp_path: Path) 
     assert f"{path}, line 4: not valid JSON at column 16" in complaint(PROMPT, str(path))
 
 
+def test_a_record_knows_where_it_was_read_and_is_the_same_anywhere_else(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, {"prompt": "a"}, {"prompt": "a"})
+    (first, second), _ = read_prompts([SourceSettings(path=path)], seed=0, run_folder=tmp_path)
+    assert (first.where, second.where) == (f"{path}, line 1", f"{path}, line 2")
+    assert first == second == Prompt(prompt="a")
+
+
 @pytest.mark.parametrize("line", ['{"prompt": "b"', '{"prompt": "b",'])
 def test_a_line_that_breaks_off_is_named_once(tmp_path: Path, line: str) -> None:
     path = tmp_path / "data.jsonl"
