@@ -94,11 +94,7 @@ class PPO:
         """Write a complete checkpoint of the run as it stands."""
         tensors = {f"weights.{key}": parameter.detach() for key, parameter in self.updater.named.items()}
         tensors |= checkpoints.optimizer_tensors(self.updater.optimizer, self.updater.named)
-        state = {
-            "kl_coefficient": self.kl_coefficient,
-            "skipped_steps": self.updater.skipped_steps,
-            "skipped_in_a_row": self.updater.skipped_in_a_row,
-        }
+        state = {"kl_coefficient": self.kl_coefficient, **self.updater.guard.state()}
         checkpoints.save(stage.folder, self.next_iteration, tensors, state, keep=2)
 
     def restore(self, stage: StageRun) -> bool:
@@ -111,8 +107,7 @@ class PPO:
                 parameter.copy_(found.tensors[f"weights.{key}"])
         checkpoints.restore_optimizer(self.updater.optimizer, self.updater.named, found.tensors)
         self.kl_coefficient = found.state["kl_coefficient"]
-        self.updater.skipped_steps = found.state["skipped_steps"]
-        self.updater.skipped_in_a_row = found.state["skipped_in_a_row"]
+        self.updater.guard.restore(found.state)
         self.next_iteration = found.step
         return True
 

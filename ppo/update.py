@@ -13,12 +13,10 @@ from ppo.losses import policy_loss, value_loss
 from ppo.models import POLICY, VALUE
 from ppo.rollout import Experience, response_logprobs, value_role
 from rlhf.backbone import Backbone
-from rlhf.errors import UserError
+from rlhf.guard import FiniteGuard
 from rlhf.rollouts import Rollouts
 
 # Shapes: B rollouts, T response tokens (right-padded), N real response tokens of a micro-batch.
-
-MAX_SKIPPED_IN_A_ROW = 3
 
 
 @dataclass
@@ -56,8 +54,7 @@ class Updater:
             eps=1e-5,
             weight_decay=0.0,
         )
-        self.skipped_steps = 0
-        self.skipped_in_a_row = 0
+        self.guard = FiniteGuard("ppo", "Lower ppo.policy_learning_rate, or raise ppo.kl.coefficient.")
 
     def update(self, experience: Experience, *, iteration: int) -> dict[str, float]:
         """`num_epochs` passes, each a fresh shuffle cut into `num_minibatches` optimizer steps.
@@ -88,14 +85,11 @@ class Updater:
         )
         parameters = [p for p in self.named.values() if p.grad is not None]
         norm = float(nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
-        figures = sums.means() | {"gradient_norm": norm, "skipped": 0.0}
-        if np.isfinite([norm, *figures.values()]).all():
+        figures = sums.means() | {"gradient_norm": norm}
+        passes = self.guard.passes(figures.values())
+        if passes:
             self.optimizer.step()
-            self.skipped_in_a_row = 0
-        else:
-            self._skip()
-            figures["skipped"] = 1.0
-        return figures
+        return figures | {"skipped": float(not passes)}
 
     def accumulate(self, experience: Experience, rows: Tensor, *, train_policy: bool = True) -> StepSums:
         """Add the gradients of one minibatch, micro-batch by micro-batch."""
@@ -160,16 +154,6 @@ class Updater:
     def _moved_too_far(self, figures: dict[str, float]) -> bool:
         limit = self.settings.max_approx_kl
         return limit is not None and figures.get("approx_kl", 0.0) > limit
-
-    def _skip(self) -> None:
-        self.skipped_steps += 1
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise UserError(
-                f"{self.skipped_in_a_row} optimizer steps in a row had a loss or gradient that is not finite",
-                where="ppo",
-                fix="The last checkpoint is good. Lower ppo.policy_learning_rate, raise ppo.kl.coefficient.",
-            )
 
 
 def _summary(steps: list[dict[str, float]], *, stopped_early: bool) -> dict[str, float]:

@@ -140,7 +140,7 @@ def finish(
     tracker.log({f"reward/{name}": value for name, value in figures.items()}, step=step)
     manifest = stage.publish(
         write_model=lambda folder: write_model(trainer.backbone, card, folder),
-        metrics=figures | {"num_steps": step, "skipped_steps": trainer.skipped_steps},
+        metrics=figures | {"num_steps": step, "skipped_steps": trainer.guard.skipped_steps},
         accounts=accounts,
         wandb_url=tracker.url,
     )

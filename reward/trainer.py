@@ -15,11 +15,9 @@ from reward.loss import Pairs, collate, ranking_loss
 from reward.model import ROLE, pad_right, raw_scores, score_sequences
 from rlhf import checkpoints
 from rlhf.backbone import Backbone, init_head
-from rlhf.errors import UserError
+from rlhf.guard import FiniteGuard
 
 # Shapes: N completions of a micro-batch, L tokens of a padded sequence, P pairs.
-
-MAX_SKIPPED_IN_A_ROW = 3
 
 
 class Trainer:
@@ -47,8 +45,7 @@ class Trainer:
         self.steps_per_epoch = math.ceil(len(groups) / settings.batch_size)
         self.num_steps = settings.num_epochs * self.steps_per_epoch
         self.next_step = 0
-        self.skipped_steps = 0
-        self.skipped_in_a_row = 0
+        self.guard = FiniteGuard("reward", "Lower reward.learning_rate, or use model.precision=fp32.")
         self.window: dict[str, list[float]] = {}
         """Figures of the steps since the last line of the metrics."""
 
@@ -73,11 +70,9 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.named.values(), self.settings.max_grad_norm)
         figures["gradient_norm"] = float(norm)
         self.next_step += 1
-        if not np.isfinite(list(figures.values())).all():
-            self._skip()
+        if not self.guard.passes(figures.values()):
             return
         self.optimizer.step()
-        self.skipped_in_a_row = 0
         for name, value in figures.items():
             self.window.setdefault(name, []).append(value)
 
@@ -133,18 +128,14 @@ class Trainer:
         self.window = {}
         return figures | {
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "skipped_steps": float(self.skipped_steps),
+            "skipped_steps": float(self.guard.skipped_steps),
         }
 
     def save(self, folder: Path) -> None:
         """Write a complete checkpoint."""
         tensors = {f"weights.{key}": parameter.detach() for key, parameter in self.named.items()}
         tensors |= checkpoints.optimizer_tensors(self.optimizer, self.named)
-        state = {
-            "skipped_steps": self.skipped_steps,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "window": self.window,
-        }
+        state = {**self.guard.state(), "window": self.window}
         checkpoints.save(folder, self.next_step, tensors, state, keep=2)
 
     def restore(self, folder: Path) -> bool:
@@ -156,21 +147,10 @@ class Trainer:
             for key, parameter in self.named.items():
                 parameter.copy_(found.tensors[f"weights.{key}"])
         checkpoints.restore_optimizer(self.optimizer, self.named, found.tensors)
-        self.skipped_steps = found.state["skipped_steps"]
-        self.skipped_in_a_row = found.state["skipped_in_a_row"]
+        self.guard.restore(found.state)
         self.window = found.state["window"]
         self.next_step = found.step
         return True
-
-    def _skip(self) -> None:
-        self.skipped_steps += 1
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise UserError(
-                f"{self.skipped_in_a_row} optimizer steps in a row had a loss or gradient that is not finite",
-                where="reward",
-                fix="The last checkpoint is good. Lower reward.learning_rate, or use model.precision=fp32.",
-            )
 
 
 def _ordered_margins(scores_N: Tensor, pairs: Pairs) -> Tensor:

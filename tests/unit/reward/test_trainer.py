@@ -155,11 +155,11 @@ def test_steps_that_are_not_finite_are_skipped_and_stop_the_run_in_the_end() -> 
     handle = head.register_forward_hook(lambda _module, _inputs, output: output * float("nan"))
     one.step()
     one.step()
-    assert (one.skipped_steps, one.next_step) == (2, 3)
+    assert (one.guard.skipped_steps, one.next_step) == (2, 3)
     assert all(torch.equal(weights(one)[name], value) for name, value in good.items())
     handle.remove()
     one.step()
-    assert one.skipped_in_a_row == 0
+    assert one.guard.skipped_in_a_row == 0
     assert one.take_window()["skipped_steps"] == 2
     head.register_forward_hook(lambda _module, _inputs, output: output * float("nan"))
     one.step()

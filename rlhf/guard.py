@@ -1,0 +1,51 @@
+"""What becomes of an optimizer step whose loss or gradient is not finite."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rlhf.errors import UserError
+
+MAX_SKIPPED_IN_A_ROW = 3
+
+
+class FiniteGuard:
+    """Lets finite steps pass, counts the others, and ends a stage in which nothing else comes.
+
+    A step that does not pass must not be taken: the weights stay as they were before it.
+    """
+
+    def __init__(self, stage: str, advice: str) -> None:
+        self._stage, self._advice = stage, advice
+        self.skipped_steps = 0
+        self.skipped_in_a_row = 0
+
+    def passes(self, figures: Iterable[float]) -> bool:
+        """Whether a step with these figures (losses, a gradient's norm) may be taken.
+
+        Raises:
+            UserError: several steps in a row may not.
+        """
+        if all(math.isfinite(value) for value in figures):
+            self.skipped_in_a_row = 0
+            return True
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"{self.skipped_in_a_row} optimizer steps in a row had a loss or gradient that is not finite; "
+                "none of them was taken",
+                where=self._stage,
+                fix=f"{self._advice} Then begin this stage again with CLEAN=1 (`--clean`), or under another "
+                "run name (`run.name=...`).",
+            )
+        return False
+
+    def state(self) -> dict[str, int]:
+        """The counts, for a checkpoint."""
+        return {"skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from the counts that `state` gave."""
+        self.skipped_steps = state["skipped_steps"]
+        self.skipped_in_a_row = state["skipped_in_a_row"]
