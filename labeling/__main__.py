@@ -141,7 +141,7 @@ def _open(
     settings = _section(recipe)
     own = LabelingSettings.model_validate({name: getattr(settings, name)})
     narrowed = dataclasses.replace(recipe, sections={**recipe.sections, "labeling": own})
-    return StageRun.open(narrowed, name, inputs, clean=clean, sections=sections)
+    return StageRun.open(recipe, name, inputs, clean=clean, sections=sections, counted=narrowed)
 
 
 _RUN = {"demonstrations": _demonstrations, "samples": _samples, "rankings": _rankings}

@@ -151,4 +151,4 @@ def make_rankings(recipe: Recipe, settings: RankingsSettings, stage: StageRun, *
         ("pairs tied", f"{labels.tied_ratio:.1%}"),
         ("rankings", str(stage.folder / RANKINGS)),
     ]
-    print_result("rankings", rows, "make reward")
+    print_result("rankings", rows, stage.next_command("reward"))

@@ -89,7 +89,7 @@ def make_demonstrations(recipe: Recipe, settings: DemonstrationsSettings, stage:
         ("tokens, mean and longest", f"{metrics['completion_tokens_mean']:.1f}, {max(lengths)}"),
         ("file", str(stage.folder / DEMONSTRATIONS)),
     ]
-    print_result("demonstrations", rows, "make sft")
+    print_result("demonstrations", rows, stage.next_command("sft"))
 
 
 def make_samples(recipe: Recipe, settings: SamplesSettings, stage: StageRun) -> None:
@@ -127,7 +127,7 @@ def make_samples(recipe: Recipe, settings: SamplesSettings, stage: StageRun) -> 
         ("ended by themselves", f"{metrics['ended_ratio']:.1%}"),
         ("file", str(stage.folder / SAMPLES)),
     ]
-    print_result("samples", rows, "make rankings")
+    print_result("samples", rows, stage.next_command("rankings"))
 
 
 def draw(

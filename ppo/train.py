@@ -174,7 +174,7 @@ def finish(ppo: PPO, stage: StageRun, tracker: Tracker, before: Measurement) -> 
     print_result(
         "ppo",
         [*_table(before, after, best), ("policy adapter", str(stage.folder / "model"))],
-        next_command=f"make chat CONFIG={stage.folder / 'config.yaml'}",
+        next_command=stage.next_command("chat"),
     )
 
 

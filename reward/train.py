@@ -152,7 +152,7 @@ def finish(
             ("raw score of SFT samples", f"mean {card.offset:+.3f}, spread {card.spread:.3f}"),
             ("reward model", str(stage.folder / "model")),
         ],
-        next_command=f"make ppo CONFIG={stage.recipe.path} RUN={stage.recipe.run.name}",
+        next_command=stage.next_command("ppo"),
     )
 
 

@@ -15,6 +15,7 @@ that died and is never read. Paths inside these files are relative to the run fo
 import fcntl
 import json
 import os
+import shlex
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -103,11 +104,13 @@ class StageRun:
         *,
         clean: bool = False,
         sections: Sequence[str] | None = None,
+        counted: Recipe | None = None,
     ) -> "StageRun | None":
         """Begin `stage`, go on with a half-finished one, or return None (and say so) if it is up to date.
 
         `stage` names the folder. `inputs` maps a name to its hash. `sections` are the parts of the
-        recipe whose semantic settings count; by default those of this stage, `model` and `run`. `clean`
+        recipe whose semantic settings count; by default those of this stage, `model` and `run`. `counted` is
+        the recipe with only the settings that count in these sections, if that is not `recipe`. `clean`
         deletes what the folder holds and begins again.
 
         Raises:
@@ -118,7 +121,7 @@ class StageRun:
             recipe.section(stage)
             sections = (stage, "model", "run")
         folder = recipe.run_folder / stage
-        settings = recipe.semantic(*sections)
+        settings = (counted or recipe).semantic(*sections)
         digest = config_hash({"settings": settings, "inputs": dict(inputs)})
         record = _StageRecord(stage=stage, config_hash=digest, settings=settings, inputs=dict(inputs))
         if not clean and _state(folder, record) == "finished":
@@ -161,6 +164,11 @@ class StageRun:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def next_command(self, target: str) -> str:
+        """The make command that goes on with this run, every setting as it was here."""
+        config = str(self.folder / _CONFIG).replace("$", "$$")  # one $ is make's own
+        return f"make {target} CONFIG={shlex.quote(config)}"
 
     def publish(
         self,

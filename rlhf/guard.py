@@ -33,8 +33,7 @@ class FiniteGuard:
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise UserError(
-                f"{self.skipped_in_a_row} optimizer steps in a row had a loss or gradient that is not finite; "
-                "none of them was taken",
+                f"{self.skipped_in_a_row} optimizer steps in a row had a loss or gradient that is not finite",
                 where=self._stage,
                 fix=f"{self._advice} Then begin this stage again with CLEAN=1 (`--clean`), or under another "
                 "run name (`run.name=...`).",

@@ -145,7 +145,7 @@ def finish(
     print_result(
         "sft",
         [*table(before, after, samples), ("model", str(manifest.path()))],
-        next_command=f"make reward CONFIG={recipe.path} RUN={recipe.run.name}",
+        next_command=stage.next_command("reward"),
     )
 
 

@@ -233,4 +233,4 @@ def test_the_terminal_shows_accounts_result_and_next_command_and_no_warning(tmp_
     assert (done.returncode, done.stderr) == (0, "")
     assert "demonstrations.jsonl" in done.stdout
     assert "heldout_loss_nats_per_token" in done.stdout
-    assert f"next: make reward CONFIG={recipe} RUN=r" in done.stdout
+    assert f"next: make reward CONFIG={tmp_path / 'runs' / 'r' / 'sft' / 'config.yaml'}\n" in done.stdout

@@ -6,6 +6,8 @@ import pytest
 import yaml
 
 from labeling.__main__ import main
+from labeling.config import LabelingSettings
+from rlhf.config import load_recipe
 from rlhf.errors import UserError, run_command
 
 PROMPTS = [{"path": "prompts.jsonl"}]
@@ -65,6 +67,25 @@ def test_rankings_need_samples(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="make samples"):
         main(["rankings", *config])
     assert not (tmp_path / "runs").exists()
+
+
+def test_the_next_command_goes_on_with_every_setting(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples, scorer = tmp_path / "samples.jsonl", tmp_path / "scorer.py"
+    samples.write_text('{"prompt": "p", "completions": ["a", "bb"]}\n')
+    scorer.write_text("def length(prompts, completions):\n    return [float(len(c)) for c in completions]\n")
+    rankings = {"samples": str(samples), "scorer": f"{scorer}:length"}
+    config = write_recipe(tmp_path, rankings=rankings, samples={"prompts": PROMPTS})
+    assert main(["rankings", *config, "labeling.samples.completions_per_prompt=7"]) == 0
+    resolved = tmp_path / "runs" / "run" / "rankings" / "config.yaml"
+    assert capsys.readouterr().out.endswith(f"next: make reward CONFIG={resolved}\n")
+    labeling = load_recipe(resolved).section("labeling")
+    assert isinstance(labeling, LabelingSettings)
+    assert labeling.samples is not None
+    assert labeling.samples.completions_per_prompt == 7
+    assert main(["rankings", "--config", str(resolved)]) == 0
+    assert "up to date" in capsys.readouterr().out
 
 
 def test_samples_need_the_sft_stage(tmp_path: Path) -> None:

@@ -329,6 +329,18 @@ def test_only_the_named_sections_count(tmp_path: Path) -> None:
         StageRun.open(make_recipe(tmp_path, seed=1), "samples", {}, sections=("model", "run"))
 
 
+def test_the_next_command_names_the_configuration_with_every_setting_as_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "a $ b"
+    recipe = make_recipe(folder, StageSettings(kl=KLSettings(coefficient=0.7)))
+    counted = make_recipe(folder)
+    run = StageRun.open(recipe, "samples", {}, sections=("ppo",), counted=counted)
+    assert run is not None
+    with run:
+        assert run.next_command("ppo") == f"make ppo CONFIG='{tmp_path}/a $$ b/x/samples/config.yaml'"
+        assert "coefficient: 0.7" in (run.folder / "config.yaml").read_text()
+        assert "0.7" not in (run.folder / "stage.json").read_text()
+
+
 def test_clean_begins_again(tmp_path: Path) -> None:
     finish(make_recipe(tmp_path))
     (tmp_path / "x" / "ppo" / "checkpoints").mkdir()
