@@ -1,6 +1,7 @@
 """A small Llama-shaped model and its tokenizer, made from nothing but settings, texts and a seed."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -27,6 +28,10 @@ CHAT_TEMPLATE = (
 )
 
 
+LONGEST_RUN = 1000
+"""Characters that the tokenizer's trainer sees without a space, at most."""
+
+
 def train_tokenizer(texts: Iterable[str], settings: ScratchSettings) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer trained on `texts`: the same texts give the same tokenizer.
 
@@ -42,7 +47,8 @@ def train_tokenizer(texts: Iterable[str], settings: ScratchSettings) -> PreTrain
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    pieces = (piece for text in texts for piece in short_runs(text))
+    tokenizer.train_from_iterator(pieces, trainer)
     bos_id = tokenizer.token_to_id(BOS)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, bos_id)]
@@ -58,6 +64,20 @@ def train_tokenizer(texts: Iterable[str], settings: ScratchSettings) -> PreTrain
         model_max_length=settings.max_length,
         clean_up_tokenization_spaces=False,
     )
+
+
+def short_runs(text: str, longest: int = LONGEST_RUN) -> Iterator[str]:
+    """The text, cut so that no run of white space, and none of other characters, is longer than `longest`.
+
+    Such a run can be a single word to the trainer, whose time grows with the square of a word's length: a
+    cell of 200,000 letters would take minutes. Text of ordinary words comes back whole.
+    """
+    start = 0
+    for run in re.finditer(rf"\s{{{longest + 1},}}|\S{{{longest + 1},}}", text):
+        for cut in range(run.start() + longest, run.end(), longest):
+            yield text[start:cut]
+            start = cut
+    yield text[start:]
 
 
 def new_model(

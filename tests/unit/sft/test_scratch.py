@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ from transformers import AutoTokenizer
 from rlhf.chat import decode_completion, encode_completion, encode_prompt
 from rlhf.config import ScratchSettings
 from rlhf.records import Message
-from sft.scratch import new_model, train_tokenizer
+from sft.scratch import new_model, short_runs, train_tokenizer
 
 TEXTS = ["Hello, how do I reset my password?", "Please open the settings, then choose a new password."] * 3
 SETTINGS = ScratchSettings(vocab_size=400, hidden_size=32, num_layers=2, num_heads=2, intermediate_size=64)
@@ -27,6 +28,22 @@ def test_the_same_texts_give_the_same_tokenizer() -> None:
 def test_every_text_is_spelled_exactly(text: str) -> None:
     ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
     assert decode_completion(TOKENIZER, [TOKENIZER.bos_token_id], ids) == text or "<|" in text
+
+
+@given(st.text("ab \n", max_size=40), st.integers(1, 5))
+def test_no_run_is_longer_than_allowed_and_nothing_is_lost(text: str, longest: int) -> None:
+    pieces = list(short_runs(text, longest))
+    assert "".join(pieces) == text
+    runs = [run for piece in pieces for run in re.findall(r"\s+|\S+", piece)]
+    assert max(map(len, runs), default=0) <= longest
+    if max(map(len, re.findall(r"\s+|\S+", text)), default=0) <= longest:
+        assert pieces == [text]
+
+
+def test_one_endless_word_is_bounded_and_ordinary_text_is_untouched() -> None:
+    assert [len(piece) for piece in short_runs("go " + "x" * 2500)] == [3 + 1000, 1000, 500]
+    assert all(list(short_runs(text)) == [text] for text in TEXTS)
+    train_tokenizer([*TEXTS, "y" * 200_000], SETTINGS)
 
 
 def test_the_published_tokenizer_opens_as_any_other(tmp_path: Path) -> None:
