@@ -18,7 +18,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
@@ -41,6 +41,7 @@ from transformers.utils import logging as transformers_logging
 from rlhf.chat import eos_ids
 from rlhf.config import LoraSettings, ModelSettings
 from rlhf.errors import UserError
+from rlhf.hub import check_hub
 
 # Shapes: B sequences, L tokens of a padded sequence, N selected tokens, H hidden size, V vocabulary.
 
@@ -101,14 +102,10 @@ class Backbone(nn.Module):
             options["attn_implementation"] = settings.attention
             common["trust_remote_code"] = settings.trust_remote_code
         check_model_path(path)
-        try:
+        with loading("tokenizer", path):
             tokenizer = AutoTokenizer.from_pretrained(path, **common)
+        with loading("model", path):
             model = AutoModelForCausalLM.from_pretrained(path, **options, **common)
-        except (OSError, ValueError, SafetensorError) as error:
-            raise UserError(
-                f"cannot load the model `{path}`: {str(error).splitlines()[0]}",
-                fix="Give a folder with config.json and safetensors weights, or a hub id that you can reach.",
-            ) from error
         model.config.use_cache = True
         nn.Module.to(model, device)
         return Backbone(model, tokenizer, str(path), model_settings=settings)
@@ -427,11 +424,28 @@ def quiet_transformers() -> None:
     transformers_logging.set_verbosity_error()
 
 
-def check_model_path(path: str | Path) -> None:
-    """Tell a missing local folder from a hub id before anything tries to download.
+@contextlib.contextmanager
+def loading(part: Literal["model", "tokenizer"], path: str | Path) -> Iterator[None]:
+    """Turn what transformers raises into a message that keeps all of it.
 
     Raises:
-        UserError: `path` looks like a local folder and does not exist, or holds no model.
+        UserError: loading failed.
+    """
+    try:
+        yield
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        fix = "Give a folder with config.json, tokenizer and safetensors weights."
+        if not Path(path).is_dir():
+            fix = "Check the id, the network, and whether HF_HUB_OFFLINE is set, or give a local folder."
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot load the {part}: {reason}", where=str(path), fix=fix) from error
+
+
+def check_model_path(path: str | Path, *, revision: str | None = None) -> None:
+    """Tell a missing local folder from a hub id, and a hub that answers from one that does not.
+
+    Raises:
+        UserError: `path` looks like a local folder and does not exist, or holds no model; no hub answers.
     """
     text, folder = str(path), Path(path)
     looks_local = text.startswith((".", "/", "~")) or text.count("/") != 1
@@ -444,6 +458,8 @@ def check_model_path(path: str | Path) -> None:
         raise UserError(
             "there is no such model folder", where=text, fix="Give a model folder or a hub id owner/name."
         )
+    else:
+        check_hub(text, kind="model", revision=revision, where=text)
 
 
 def init_head(head: nn.Linear, *, seed: int) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from rlhf.config import SourceSettings
 from rlhf.errors import UserError
+from rlhf.hub import check_hub
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 COLUMNAR = (".csv", ".parquet")
@@ -66,6 +67,7 @@ def hub_rows(source: SourceSettings) -> Iterator[tuple[str, Any]]:
     """
     import datasets
 
+    check_hub(source.path, kind="dataset", revision=source.revision, where=source.path)
     shown = not datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -74,7 +76,8 @@ def hub_rows(source: SourceSettings) -> Iterator[tuple[str, Any]]:
         raise UserError(
             f"this data set cannot be loaded from the hub ({_first_line(error)})",
             where=source.path,
-            fix="Check `path`, `name`, `split`, `revision`, the network, and whether HF_HUB_OFFLINE is set.",
+            fix="Check `path`, `name`, `split`, `revision`, the network, and whether HF_HUB_OFFLINE is set; "
+            "or give the path of a local file.",
         ) from error
     finally:
         if shown:

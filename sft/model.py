@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -17,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlhf.backbone import check_model_path, quiet_transformers
+from rlhf.backbone import check_model_path, loading, quiet_transformers
 from rlhf.chat import eos_ids
 from rlhf.config import ModelSettings, SamplingSettings
 from rlhf.errors import UserError
@@ -145,10 +144,11 @@ def _dtype(model: ModelSettings, settings: SFTSettings) -> torch.dtype | str:
 
 def _load(settings: ModelSettings, dtype: torch.dtype | str) -> tuple[Any, Any]:
     assert settings.path is not None
-    check_model_path(settings.path)
+    check_model_path(settings.path, revision=settings.revision)
     common: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
-    try:
+    with loading("tokenizer", settings.path):
         tokenizer = AutoTokenizer.from_pretrained(settings.path, **common)
+    with loading("model", settings.path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             settings.path,
             dtype=dtype,
@@ -156,12 +156,6 @@ def _load(settings: ModelSettings, dtype: torch.dtype | str) -> tuple[Any, Any]:
             output_loading_info=True,
             **common,
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(
-            f"cannot load the model: {str(error).strip().splitlines()[0]}",
-            where=f"model.path={settings.path}",
-            fix="Give a folder with config.json, tokenizer and safetensors weights, or a hub id in reach.",
-        ) from error
     model, report = loaded
     missing = sorted(report["missing_keys"])
     if missing:

@@ -588,7 +588,8 @@ def test_a_hub_data_set_that_cannot_be_loaded_is_a_user_error(monkeypatch: pytes
     assert (
         complaint(PROMPT, "owner/name")
         == "owner/name: this data set cannot be loaded from the hub (Couldn't reach the hub)\n"
-        "  Check `path`, `name`, `split`, `revision`, the network, and whether HF_HUB_OFFLINE is set."
+        "  Check `path`, `name`, `split`, `revision`, the network, and whether HF_HUB_OFFLINE is set; "
+        "or give the path of a local file."
     )
 
 

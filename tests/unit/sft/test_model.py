@@ -218,6 +218,17 @@ class TestRefused:
         with pytest.raises(UserError, match="cannot load the model"):
             self.load(tmp_path)
 
+    def test_a_folder_without_a_tokenizer_is_explained_to_the_end(self, tmp_path: Path) -> None:
+        write_small_model(tmp_path)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (tmp_path / name).unlink()
+        with pytest.raises(UserError, match="cannot load the tokenizer: ") as caught:
+            self.load(tmp_path)
+        what, fix = str(caught.value).split("\n")
+        assert caught.value.__cause__ is not None
+        assert what.endswith(" ".join(str(caught.value.__cause__).split()))
+        assert "Give a folder with config.json, tokenizer" in fix
+
     def test_a_checkpoint_that_lacks_weights(self, tmp_path: Path) -> None:
         write_small_model(tmp_path)
         tensors = load_file(tmp_path / "model.safetensors")
