@@ -60,8 +60,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
     """The parser of one command, whose help lists the settings that this command reads."""
 
     def sections() -> Sections:
-        used = {f"labeling.{command}": GROUPS[command], "run": RunSettings}
-        return used if command == "rankings" else used | {"model": ModelSettings}
+        used: Sections = {f"labeling.{command}": GROUPS[command], "run": RunSettings}
+        if command != "rankings":
+            used["model"] = ModelSettings
+        return used
 
     text = COMMANDS[command]
     parser = command_parser(f"labeling {command}", f"{text[0].upper()}{text[1:]}.", sections)

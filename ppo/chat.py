@@ -12,7 +12,7 @@ from typing import cast
 
 from ppo.config import PPOSettings
 from rlhf.artifacts import require
-from rlhf.command import command_parser, load
+from rlhf.command import Sections, command_parser, load
 from rlhf.config import ModelSettings, Recipe, RunSettings, SamplingSettings
 from rlhf.errors import UserError, run_command
 from rlhf.records import Message
@@ -99,8 +99,8 @@ class Conversation:
 
 
 def _parser() -> argparse.ArgumentParser:
-    used = {"ppo.sampling": SamplingSettings, "run": RunSettings, "model": ModelSettings}
-    parser = command_parser("ppo.chat", DESCRIPTION, lambda: dict(used))
+    used: Sections = {"ppo.sampling": SamplingSettings, "run": RunSettings, "model": ModelSettings}
+    parser = command_parser("ppo.chat", DESCRIPTION, lambda: used)
     parser.add_argument("--temperature", type=float, default=None, help="instead of ppo.sampling.temperature")
     parser.add_argument("--noise", type=int, default=0, metavar="N", help="seed of the answers' noise [0]")
     return parser

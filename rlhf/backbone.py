@@ -437,8 +437,9 @@ def loading(part: Literal["model", "tokenizer"], path: str | Path) -> Iterator[N
         fix = "Give a folder with config.json, tokenizer and safetensors weights."
         if not Path(path).is_dir():
             fix = "Check the id, the network, and whether HF_HUB_OFFLINE is set, or give a local folder."
+        what = "the model" if part == "model" else "the model (its tokenizer)"
         reason = " ".join(str(error).split())
-        raise UserError(f"cannot load the {part}: {reason}", where=str(path), fix=fix) from error
+        raise UserError(f"cannot load {what}: {reason}", where=str(path), fix=fix) from error
 
 
 def check_model_path(path: str | Path, *, revision: str | None = None) -> None:

@@ -6,7 +6,7 @@ The hub's own libraries try again and again, for most of a minute and without a 
 import os
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from rlhf.errors import UserError
 
@@ -33,7 +33,7 @@ def check_hub(repo_id: str, *, kind: Kind, where: str, revision: str | None = No
     if _cached(repo_id, kind, Path(constants.HF_HUB_CACHE)):
         return
     # The base of the hub's own errors is its HTTP library's, which has not always been the same one.
-    http_error = HfHubHTTPError.__mro__[1]
+    http_error = cast(type[Exception], HfHubHTTPError.__bases__[0])
     try:
         HfApi().repo_info(repo_id, repo_type=kind, revision=revision, timeout=TIMEOUT_SECONDS)
     except (HfHubHTTPError, ValueError):

@@ -222,7 +222,7 @@ class TestRefused:
         write_small_model(tmp_path)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             (tmp_path / name).unlink()
-        with pytest.raises(UserError, match="cannot load the tokenizer: ") as caught:
+        with pytest.raises(UserError, match=r"cannot load the model \(its tokenizer\): ") as caught:
             self.load(tmp_path)
         what, fix = str(caught.value).split("\n")
         assert caught.value.__cause__ is not None
