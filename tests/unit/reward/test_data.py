@@ -9,6 +9,7 @@ import pytest
 from reward.config import RewardSettings
 from reward.data import NO_PAIR, Rankings, load_rankings, micro_batches
 from reward.loss import Pair
+from reward.train import check_samples
 from rlhf.chat import decode_completion
 from rlhf.errors import UserError
 from tests.small import small_backbone
@@ -101,6 +102,14 @@ def test_truncation_shortens_one_prompt_for_all_completions_and_no_completion(tm
     assert group.prompt_ids[-5:] == full.prompt_ids[-5:]
     assert data.account.truncated() == 1
     assert data.account.used() == 2
+
+
+def test_normalization_samples_that_fill_the_context_are_refused_before_training(tmp_path: Path) -> None:
+    data = load(tmp_path, ROWS)
+    full = settings(tmp_path, sampling={"max_response_tokens": 128})
+    with pytest.raises(UserError, match=r"^reward\.sampling\.max_response_tokens: .* context is 128 tokens"):
+        check_samples(small_backbone(), data, full)
+    check_samples(small_backbone(), data, settings(tmp_path, sampling={"max_response_tokens": 100}))
 
 
 def test_rankings_without_any_pair_are_refused(tmp_path: Path) -> None:
