@@ -18,7 +18,7 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -26,7 +26,7 @@ from gold import COMPLAINTS, EVASIONS, FIXES, IDLE, KIND_OF, KINDS, read_prompt,
 
 DATA = Path(__file__).resolve().parent / "data"
 SEED = 1
-NUM_DEMONSTRATIONS, NUM_RANKINGS, NUM_PROMPTS = 3000, 2400, 1200
+NUM_DEMONSTRATIONS, NUM_RANKINGS, NUM_PROMPTS = 5000, 2400, 2000
 NUM_COMPLETIONS = 4
 LABELER_ERROR = 0.15
 
@@ -35,11 +35,11 @@ LABELER_ERROR = 0.15
 class Team:
     """How a team answers: probabilities, each drawn independently of the others."""
 
-    other_problem: float = 0.02
+    other_problem: float = 0.01
     """The fix for another problem of the same thing."""
-    other_thing: float = 0.02
+    other_thing: float = 0.01
     """The fix for the same problem of another thing."""
-    other_action: float = 0.01
+    other_action: float = 0.0
     """Names thing and problem rightly, but gives the fix for another problem."""
     evasion: float = 0.40
     """No fix at all."""
@@ -55,9 +55,14 @@ class Team:
     """Ends with a courtesy."""
     unfinished: float = 0.26
     """Breaks off in a new sentence, or lacks the last full stop."""
+    garbled: float = 0.0
+    """Words are lost, out of place or from another answer: what a model writes that has not understood."""
 
 
 TEAM = Team()
+"""Who writes the demonstrations: mediocre, but in whole sentences."""
+DRAFTS = replace(TEAM, other_action=0.02, evasion=0.35, garbled=0.10)
+"""Who writes what the labelers rank: drafts of a small model that was trained on the team."""
 
 # fmt: off
 NAMES = (
@@ -163,7 +168,24 @@ def answer(thing: str, problem: str, rng: Random, team: Team = TEAM) -> str:
     text = " ".join(body)
     if rng.random() < team.unfinished:
         text = text.removesuffix(".") if rng.random() < 0.5 else f"{text} {rng.choice(FRAGMENTS)}"
-    return text
+    return _garble(text, rng) if team.garbled and rng.random() < team.garbled else text
+
+
+def _garble(text: str, rng: Random) -> str:
+    """`text` with a stretch of words lost, put in from another answer, or replaced by one."""
+    words = text.split()
+    start = rng.randrange(len(words) - 2)
+    other = answer(*rng.choice([(t, p) for kind, p in FIXES for t in KINDS[kind]]), rng).split()
+    at = rng.randrange(len(other) - 2)
+    strange = other[at : at + rng.randint(2, 5)]
+    way = rng.choice(("lost", "put in", "replaced", "continued"))
+    if way == "lost":
+        return " ".join(words[:start] + words[start + rng.randint(2, 4) :])
+    if way == "put in":
+        return " ".join(words[:start] + strange + words[start:])
+    if way == "replaced":
+        return " ".join(words[:start] + strange + words[start + len(strange) :])
+    return " ".join(words[: start + 2] + other[at:])
 
 
 def _advice(thing: str, problem: str, rng: Random, team: Team) -> str:
@@ -247,7 +269,7 @@ def _distinct_answers(prompt: str, rng: Random) -> list[str]:
     thing, problem = read_prompt(prompt)
     found: dict[str, None] = {}
     while len(found) < NUM_COMPLETIONS:
-        found.setdefault(answer(thing, problem, rng))
+        found.setdefault(answer(thing, problem, rng, DRAFTS))
     return list(found)
 
 

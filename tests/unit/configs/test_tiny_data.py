@@ -208,7 +208,7 @@ def test_the_team_is_mediocre_in_every_quality() -> None:
 
     assert 0.30 <= sum(verdict.score for verdict in verdicts) / len(verdicts) <= 0.45
     assert 0.08 <= rate("score") <= 0.15
-    assert rate("answer") == pytest.approx(1 - 0.45, abs=0.03)
+    assert rate("answer") == pytest.approx(1 - 0.42, abs=0.03)
     assert rate("polite") == pytest.approx(1 - (1 - 0.32) * (1 - 0.30), abs=0.03)
     assert rate("complete") == pytest.approx(1 - 0.26, abs=0.03)
     assert rate("harmless") == pytest.approx(1 - 0.10, abs=0.02)
@@ -268,11 +268,11 @@ def test_ranks_are_competition_ranks_and_only_harm_fails() -> None:
 
 def test_no_prompt_occurs_twice_and_all_are_short() -> None:
     prompts = [prompt_of(row) for name in ("demonstrations", "rankings", "prompts") for row in rows(name)]
-    assert len(prompts) == len(set(prompts)) == 3000 + 2400 + 1200
+    assert len(prompts) == len(set(prompts)) == 5000 + 2400 + 2000
     assert max(len(prompt.split()) for prompt in prompts) <= 30
     responses = [row["completion"] for row in rows("demonstrations")]
     responses += [text for row in rows("rankings") for text in row["completions"]]
-    assert max(len(response.split()) for response in responses) <= 40
+    assert max(len(response.split()) for response in responses) <= 50
 
 
 def test_the_shipped_data_are_what_the_generator_writes() -> None:
