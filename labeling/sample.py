@@ -19,7 +19,8 @@ from rlhf.config import Recipe
 from rlhf.distributed import start_process
 from rlhf.errors import UserError
 from rlhf.records import Demonstration, Prompt, prompt_key, write_jsonl
-from rlhf.rollouts import responses_text, sample
+from rlhf.rollouts import responses_text
+from rlhf.sampling import sample
 from rlhf.sources import read_prompts
 from rlhf.tracking import Progress, print_result, progress
 

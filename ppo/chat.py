@@ -79,7 +79,8 @@ class Conversation:
 
     def _sample(self, prompt: str | Sequence[Message]) -> str:
         from rlhf.chat import encode_prompt
-        from rlhf.rollouts import responses_text, sample
+        from rlhf.rollouts import responses_text
+        from rlhf.sampling import sample
 
         ids = encode_prompt(self.backbone.tokenizer, prompt if isinstance(prompt, str) else tuple(prompt))
         room = self.backbone.max_length - len(ids)

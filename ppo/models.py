@@ -44,7 +44,7 @@ class AdapterReward:
         scores_B = torch.zeros(len(rollouts), device=self._backbone.device)
         with torch.no_grad(), self._backbone.role("reward"):
             for rows, part in rollouts.micro_batches(self._max_tokens):
-                last_BH = part.at_end(self._backbone.hidden(part.input_ids_BL, part.mask_BL))
+                last_BH = part.at_end(self._backbone.hidden(part.input_ids_BL, trunk_BLH=part.trunk_BLH))
                 scores_B[rows] = self._backbone.scalar("reward", last_BH)
         return (scores_B - self.model.offset) / self.model.spread
 

@@ -14,7 +14,8 @@ from ppo.kl import k1
 from ppo.models import POLICY, VALUE, RewardSource
 from rlhf.backbone import REFERENCE, Backbone
 from rlhf.masked import whiten
-from rlhf.rollouts import Rollouts, responses_text, sample
+from rlhf.rollouts import Rollouts, responses_text
+from rlhf.sampling import sample
 
 # Shapes: B rollouts, P prompt tokens, T response tokens (right-padded), N real response tokens.
 
@@ -102,6 +103,7 @@ def collect(
 ) -> Sampled:
     """Sample one response to each prompt from `role` and score it."""
     rollouts = sample(backbone, prompts.ids, role=role, settings=settings.sampling, keys=keys, seed=seed)
+    rollouts = rollouts.with_trunk(backbone, settings.micro_batch_tokens)
     responses = responses_text(backbone, rollouts, settings.sampling)
     scores_B = reward.score(rollouts, prompts.texts, responses)
     logprobs_BT, entropy_BT = score_tokens(backbone, rollouts, settings, role=role)
@@ -134,20 +136,20 @@ def score_values(backbone: Backbone, rollouts: Rollouts, settings: PPOSettings) 
     values_BT = torch.zeros(rollouts.response_mask_BT.shape, device=backbone.device)
     with backbone.role(value_role(settings)):
         for rows, part in rollouts.micro_batches(settings.micro_batch_tokens):
-            values_N = response_values(backbone, part)
+            values_N = backbone.scalar(VALUE, response_hidden(backbone, part))
             values_BT[rows, : part.response_ids_BT.shape[1]] = part.spread(values_N)
     return values_BT
 
 
 def response_logprobs(backbone: Backbone, part: Rollouts, temperature: float) -> tuple[Tensor, Tensor]:
     """Log-probability and entropy (N,) of a micro-batch's real response tokens, in the current role."""
-    hidden_NH = part.at_response(backbone.hidden(part.input_ids_BL, part.mask_BL))
-    return backbone.logprobs(hidden_NH, part.response_ids_BT[part.response_mask_BT], temperature=temperature)
+    hidden_NH = response_hidden(backbone, part)
+    return backbone.logprobs(hidden_NH, part.response_tokens_N, temperature=temperature)
 
 
-def response_values(backbone: Backbone, part: Rollouts) -> Tensor:
-    """Values (N,) of the states before a micro-batch's real response tokens, in the current role."""
-    return backbone.scalar(VALUE, part.at_response(backbone.hidden(part.input_ids_BL, part.mask_BL)))
+def response_hidden(backbone: Backbone, part: Rollouts) -> Tensor:
+    """States (N, H) before a micro-batch's real response tokens, in the current role."""
+    return part.at_response(backbone.hidden(part.input_ids_BL, trunk_BLH=part.trunk_BLH))
 
 
 def value_role(settings: PPOSettings) -> str:

@@ -11,7 +11,7 @@ from ppo.config import PPOSettings
 from ppo.kl import k3
 from ppo.losses import policy_loss, value_loss
 from ppo.models import POLICY, VALUE
-from ppo.rollout import Experience, response_logprobs, value_role
+from ppo.rollout import Experience, response_hidden, response_logprobs, value_role
 from rlhf.backbone import Backbone
 from rlhf.guard import FiniteGuard
 from rlhf.rollouts import Rollouts
@@ -137,7 +137,7 @@ class Updater:
             self.backbone.role(value_role(self.settings)),
             torch.set_grad_enabled(not (joint and detach_trunk)),
         ):
-            hidden_NH = part.at_response(self.backbone.hidden(part.input_ids_BL, part.mask_BL))
+            hidden_NH = response_hidden(self.backbone, part)
         values_N = self.backbone.scalar(VALUE, hidden_NH)
         loss, clipped_N = value_loss(
             values_N, old_N, returns_N, clip_range=self.settings.value_clip_range, num_tokens=sums.num_tokens

@@ -77,7 +77,7 @@ class RewardModel:
         return self.card.spread
 
     def raw(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Raw scores (B,) at the last real token of each row."""
+        """Raw scores (B,) at the last real token of each row, padded on the right."""
         return raw_scores(self.backbone, input_ids_BL, mask_BL)
 
     def normalized(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
@@ -107,9 +107,9 @@ def load_reward(backbone: Backbone, folder: Path, *, expected_base_sha256: str) 
 
 
 def raw_scores(backbone: Backbone, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-    """Raw scores (B,) of the role `reward` at the last real token of each row, padded on either side."""
+    """Raw scores (B,) of the role `reward` at the last real token of each row, padded on the right."""
     with backbone.role(ROLE):
-        hidden_BLH = backbone.hidden(input_ids_BL, mask_BL)
+        hidden_BLH = backbone.hidden(input_ids_BL)
     last_B = mask_BL.long().cumsum(1).argmax(1)
     rows_B = torch.arange(len(hidden_BLH), device=hidden_BLH.device)
     return backbone.scalar(ROLE, hidden_BLH[rows_B, last_B])

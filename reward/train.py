@@ -22,7 +22,7 @@ from rlhf.chat import check_room, fit
 from rlhf.config import Recipe
 from rlhf.distributed import start_process
 from rlhf.errors import UserError
-from rlhf.rollouts import sample
+from rlhf.sampling import sample
 from rlhf.tracking import Tracker, print_result, progress
 
 # Shapes: S samples.

@@ -30,10 +30,13 @@ from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    Cache,
+    DynamicCache,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
@@ -42,6 +45,8 @@ from rlhf.chat import eos_ids
 from rlhf.config import LoraSettings, ModelSettings
 from rlhf.errors import UserError
 from rlhf.hub import check_hub
+from rlhf.lora import lighten
+from rlhf.trunk import Trunk, decoder_layers
 
 # Shapes: B sequences, L tokens of a padded sequence, N selected tokens, H hidden size, V vocabulary.
 
@@ -72,9 +77,12 @@ class Backbone(nn.Module):
         self._role = REFERENCE
         self._lora_layers: list[LoraLayer] = []
         self._checkpointed_layers: list[GradientCheckpointingLayer] = []
-        self._trunk = model.get_decoder()
+        self._decoder = model.get_decoder()
         self._linear_names = _linear_names(model)
-        self._takes_positions = "position_ids" in inspect.signature(self._trunk.forward).parameters
+        self.trunk = Trunk(decoder_layers(self._decoder, model.config.get_text_config().num_hidden_layers))
+        self.has_plain_cache = _has_plain_cache(model, len(self.trunk.layers))
+        self._takes_4d_mask = self.has_plain_cache and model.config._attn_implementation == "sdpa"
+        self._takes_positions = "position_ids" in inspect.signature(self._decoder.forward).parameters
         self._disable_dropout()
         generation: GenerationConfig | None = model.generation_config
         self.eos_ids = eos_ids(tokenizer, generation)
@@ -176,11 +184,11 @@ class Backbone(nn.Module):
         """
         if name in self.adapters or name == REFERENCE:
             raise ValueError(f"adapter {name!r} exists")
-        targets = self._targets(settings)
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT only divides by the rank
-            target_modules=targets,
+            target_modules=self._targets(settings),
+            layers_to_transform=self._layer_numbers(settings),
             lora_dropout=0.0,
             bias="none",
             fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.model.modules()),
@@ -191,6 +199,9 @@ class Backbone(nn.Module):
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
             inject_adapter_in_model(config, self.model, adapter_name=name)
         self._lora_layers = [layer for layer in self.model.modules() if isinstance(layer, LoraLayer)]
+        for layer in self._lora_layers:
+            lighten(layer)
+        self.trunk.split = _lowest_adapter(self.trunk.layers, len(self._lora_layers))
         self.adapters[name] = settings
         for parameter in self.adapter_parameters(name).values():
             parameter.data = parameter.data.float()
@@ -213,11 +224,12 @@ class Backbone(nn.Module):
             UserError: the folder holds no LoRA adapter, or one that does not fit on this base.
         """
         config, tensors = _read_adapter(folder)
-        targets = config["target_modules"]
+        targets, layers = config["target_modules"], config.get("layers_to_transform")
         settings = LoraSettings(
             rank=config["r"],
             alpha=config["lora_alpha"],
             target_modules=targets if isinstance(targets, str) else sorted(targets),
+            top_layers=len(self.trunk.layers) - min(layers) if layers else None,
         )
         self.add_adapter(name, settings, seed=0)
         wanted = self.adapter_parameters(name)
@@ -267,20 +279,54 @@ class Backbone(nn.Module):
 
     # ---- forward ----------------------------------------------------------------------------------
 
-    def hidden(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Last hidden states (B, L, H) of the current role; rows may be padded on either side."""
-        extra: dict[str, Any] = {}
-        if self._takes_positions:
-            extra["position_ids"] = (mask_BL.long().cumsum(-1) - 1).clamp(min=0)
+    def hidden(self, input_ids_BL: Tensor, *, trunk_BLH: Tensor | None = None) -> Tensor:
+        """Last hidden states (B, L, H) of the current role.
+
+        Rows begin in the first column and may be padded on the right, where causal attention never looks: so
+        no mask is needed, and what comes out over padding means nothing. With `trunk_BLH`, what `run_trunk`
+        returned for the same rows, only the layers above the split run.
+        """
         # A layer is checkpointed only in training mode, in which it also refuses a KV cache: so the mode is
         # on for this call alone. Its children stay in evaluation mode.
         for layer in self._checkpointed_layers:
             layer.training = torch.is_grad_enabled()
-        output = self._trunk(input_ids=input_ids_BL, attention_mask=mask_BL.long(), use_cache=False, **extra)
+        with contextlib.nullcontext() if trunk_BLH is None else self.trunk.above(trunk_BLH):
+            output = self._decoder(input_ids=input_ids_BL, use_cache=False)
         for layer in self._checkpointed_layers:
             layer.training = False
         hidden_BLH: Tensor = output.last_hidden_state
         return hidden_BLH
+
+    @torch.no_grad()
+    def run_trunk(self, input_ids_BL: Tensor) -> Tensor | None:
+        """States (B, L, H) that enter the lowest layer with an adapter; None where that is the first layer.
+
+        They are the same in every role, because nothing below has an adapter. Rows as in `hidden`.
+        """
+        if not 0 < self.trunk.split < len(self.trunk.layers):
+            return None
+        with self.trunk.below():
+            self._decoder(input_ids=input_ids_BL, use_cache=False)
+        return self.trunk.take()
+
+    def next_hidden(self, input_ids_BQ: Tensor, mask_BC: Tensor, cache: Cache) -> Tensor:
+        """Last hidden states (B, Q, H) of tokens that follow what `cache` holds, which grows by them.
+
+        `mask_BC` says which of the cache's columns, the new ones included, hold tokens of a row. A row's
+        tokens lie next to each other and end in the last column.
+        """
+        num_new = input_ids_BQ.shape[1]
+        mask: Tensor | None = mask_BC
+        if num_new == 1 and self._takes_4d_mask:
+            mask = mask_BC[:, None, None, :]  # as attention wants it: nothing is left to make
+        extra: dict[str, Any] = {}
+        if self._takes_positions:
+            extra["position_ids"] = (mask_BC.long().cumsum(-1) - 1).clamp_(min=0)[:, -num_new:]
+        output = self._decoder(
+            input_ids=input_ids_BQ, attention_mask=mask, past_key_values=cache, use_cache=True, **extra
+        )
+        hidden_BQH: Tensor = output.last_hidden_state
+        return hidden_BQH
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Next-token logits (N, V) in fp32, with the base's own scaling and soft cap."""
@@ -361,6 +407,7 @@ class Backbone(nn.Module):
             r=self.adapters[name].rank,
             lora_alpha=self.adapters[name].alpha,  # type: ignore[arg-type]
             target_modules=self._targets(self.adapters[name]),
+            layers_to_transform=self._layer_numbers(self.adapters[name]),
             lora_dropout=0.0,
             bias="none",
             fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.model.modules()),
@@ -406,6 +453,20 @@ class Backbone(nn.Module):
                     fix=f'It has {", ".join(sorted(self._linear_names))}; "all-linear" takes all of them.',
                 )
         return sorted(names)
+
+    def _layer_numbers(self, settings: LoraSettings) -> list[int] | None:
+        """The layers that get an adapter; None for all of them, also outside the layers."""
+        count = len(self.trunk.layers)
+        if settings.top_layers is None:
+            return None
+        if settings.top_layers > count:
+            what = f"the base model has {count} layers" if count else "the base model's layers are in no list"
+            raise UserError(
+                f"{what}, so adapters cannot be on the top {settings.top_layers}",
+                where="lora.top_layers",
+                fix="Give a smaller number, or unset it: adapters on all layers.",
+            )
+        return list(range(count - settings.top_layers, count))
 
     def _disable_dropout(self) -> None:
         for module in self.model.modules():
@@ -505,6 +566,20 @@ def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             fix="Give a LoRA adapter.",
         )
     return config, load_file(weights_file)
+
+
+def _lowest_adapter(layers: Sequence[nn.Module], num_adapted: int) -> int:
+    """Number of the lowest of `layers` that holds an adapter; 0 if an adapted module is outside of them."""
+    counts = [sum(isinstance(module, LoraLayer) for module in layer.modules()) for layer in layers]
+    if sum(counts) < num_adapted:
+        return 0
+    return next((number for number, count in enumerate(counts) if count), len(layers))
+
+
+def _has_plain_cache(model: PreTrainedModel, num_layers: int) -> bool:
+    """Whether every layer's cache simply holds all keys and values: no window, no recurrent state."""
+    layers = DynamicCache(config=model.config).layers
+    return len(layers) == num_layers and all(type(layer) is DynamicLayer for layer in layers)
 
 
 def _linear_names(model: PreTrainedModel) -> set[str]:

@@ -127,6 +127,10 @@ class LoraSettings(Settings):
     """The update is scaled by alpha / r."""
     target_modules: str | list[str] = "all-linear"
     """Module names, or `all-linear` for every linear layer except the head."""
+    top_layers: int | None = setting(None, ge=1)
+    """Only the topmost so many decoder layers get an adapter; unset means all. What lies below them is then
+    the same for every role, runs once for a sequence, and is never trained through: set it alike in
+    `reward.lora` and `ppo.lora`."""
 
 
 class LengthSettings(Settings):

@@ -1,26 +1,18 @@
-"""Sampling from a role of the backbone, and the padded batch that comes out.
-
-The noise of a token is a function of (seed, key, position) alone, where a row's key says which iteration,
-prompt and sample it is. What is drawn therefore does not depend on how rows are batched or ordered, or on
-when a neighbour finishes.
-"""
+"""Prompts with their responses, and what is taken from the model at their tokens."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from rlhf.backbone import Backbone
 from rlhf.chat import decode_completion
 from rlhf.config import SamplingSettings
 
-# Shapes: B rollouts, P prompt tokens (left-padded), T response tokens (right-padded), L = P + T,
-# V vocabulary.
-
-Key = tuple[int, ...]
+# Shapes: B rollouts, P prompt tokens (left-padded), T response tokens (right-padded), L tokens of the longest
+# prompt and response together, H hidden size, N real response tokens.
 
 
 @dataclass(frozen=True)
@@ -36,17 +28,29 @@ class Rollouts:
     """Log-probability of each token in the distribution it was drawn from, nats; 0 in padding."""
     ended_B: Tensor
     """Whether the response ended by itself: with an EOS or a stop string."""
+    trunk_BLH: Tensor | None = None
+    """States that enter the lowest layer with an adapter, at the tokens of `input_ids_BL`."""
 
     def __len__(self) -> int:
         return self.response_ids_BT.shape[0]
 
-    @property
+    @cached_property
     def input_ids_BL(self) -> Tensor:
-        return torch.cat([self.prompt_ids_BP, self.response_ids_BT], dim=1)
+        """Prompt and response without a gap, from the first column on; 0 in the padding on the right."""
+        both = torch.cat([self.prompt_ids_BP, self.response_ids_BT], dim=1)
+        real = torch.cat([self.prompt_mask_BP, self.response_mask_BT], dim=1)
+        ids_BL = torch.zeros(self.mask_BL.shape, dtype=both.dtype, device=both.device)
+        return ids_BL.masked_scatter(self.mask_BL, both[real])
+
+    @cached_property
+    def mask_BL(self) -> Tensor:
+        """Which of `input_ids_BL` are real tokens."""
+        places_L = torch.arange(int(self.lengths_B.max()), device=self.ended_B.device)
+        return places_L < self.lengths_B[:, None]
 
     @property
-    def mask_BL(self) -> Tensor:
-        return torch.cat([self.prompt_mask_BP, self.response_mask_BT], dim=1)
+    def prompt_lengths_B(self) -> Tensor:
+        return self.prompt_mask_BP.sum(1)
 
     @property
     def response_lengths_B(self) -> Tensor:
@@ -55,20 +59,29 @@ class Rollouts:
     @property
     def lengths_B(self) -> Tensor:
         """Real tokens, prompt and response."""
-        return self.prompt_mask_BP.sum(1) + self.response_lengths_B
+        return self.prompt_lengths_B + self.response_lengths_B
 
     def at_response(self, hidden_BLH: Tensor) -> Tensor:
         """Hidden states (N, H) that predict the N real response tokens, row by row.
 
-        Response token t stands at column P + t, and the state before it, column P + t - 1, predicts it.
+        A row's response begins right after its prompt, and the state before a token predicts it.
         """
-        start = self.prompt_ids_BP.shape[1] - 1
-        return hidden_BLH[:, start : start + self.response_ids_BT.shape[1]][self.response_mask_BT]
+        return hidden_BLH.flatten(0, 1).index_select(0, self._before_response_N)
 
     def at_end(self, hidden_BLH: Tensor) -> Tensor:
         """Hidden states (B, H) at the last real token of each row."""
-        last_B = self.prompt_ids_BP.shape[1] + self.response_lengths_B - 1
-        return hidden_BLH[torch.arange(len(self), device=last_B.device), last_B]
+        return hidden_BLH[torch.arange(len(self), device=self.ended_B.device), self.lengths_B - 1]
+
+    @cached_property
+    def _before_response_N(self) -> Tensor:
+        rows_N, places_N = self.response_mask_BT.nonzero(as_tuple=True)
+        width = self.input_ids_BL.shape[1]
+        return rows_N * width + self.prompt_lengths_B[rows_N] - 1 + places_N
+
+    @cached_property
+    def response_tokens_N(self) -> Tensor:
+        """The real response tokens, row by row."""
+        return self.response_ids_BT[self.response_mask_BT]
 
     def spread(self, values_N: Tensor) -> Tensor:
         """Values of the N real response tokens back on the (B, T) grid; 0 in padding."""
@@ -82,6 +95,7 @@ class Rollouts:
         width = int(prompt_mask.sum(1).max())
         first = prompt_mask.shape[1] - width
         length = max(1, int(response_mask.sum(1).max()))
+        total = int((prompt_mask.sum(1) + response_mask.sum(1)).max())
         return Rollouts(
             prompt_ids_BP=self.prompt_ids_BP[index, first:],
             prompt_mask_BP=prompt_mask[:, first:],
@@ -89,12 +103,26 @@ class Rollouts:
             response_mask_BT=response_mask[:, :length],
             sampled_logprobs_BT=self.sampled_logprobs_BT[index, :length],
             ended_B=self.ended_B[index],
+            trunk_BLH=None if self.trunk_BLH is None else self.trunk_BLH[index, :total],
         )
+
+    def with_trunk(self, backbone: Backbone, max_tokens: int) -> "Rollouts":
+        """The same rollouts with the states of the frozen trunk, if the backbone has one."""
+        states_BLH: Tensor | None = None
+        for rows, part in self.micro_batches(max_tokens):
+            part_BLH = backbone.run_trunk(part.input_ids_BL)
+            if part_BLH is None:
+                return self
+            if states_BLH is None:
+                shape = (*self.input_ids_BL.shape, part_BLH.shape[-1])
+                states_BLH = torch.zeros(shape, dtype=part_BLH.dtype, device=part_BLH.device)
+            states_BLH[rows, : part_BLH.shape[1]] = part_BLH
+        return replace(self, trunk_BLH=states_BLH)
 
     def micro_batches(self, max_tokens: int) -> Iterator[tuple[Tensor, "Rollouts"]]:
         """Rows grouped by length into batches of at most `max_tokens` padded tokens (or one row)."""
         order = torch.argsort(self.lengths_B, stable=True)
-        for rows in _pack(order, self.prompt_mask_BP.sum(1), self.response_lengths_B, max_tokens):
+        for rows in _pack(order, self.lengths_B, max_tokens):
             yield rows, self.select(rows)
 
     def prompt_lists(self) -> list[list[int]]:
@@ -106,16 +134,14 @@ class Rollouts:
         return [ids[:length] for ids, length in pairs]
 
 
-def _pack(order_B: Tensor, prompts_B: Tensor, responses_B: Tensor, max_tokens: int) -> Iterator[Tensor]:
+def _pack(order_B: Tensor, lengths_B: Tensor, max_tokens: int) -> Iterator[Tensor]:
+    """Consecutive rows of `order_B`, which ascends in length, in batches of at most `max_tokens`."""
     rows: list[int] = []
-    width = length = 0
-    for row in order_B.tolist():
-        wider, longer = max(width, int(prompts_B[row])), max(length, int(responses_B[row]))
-        if rows and (wider + longer) * (len(rows) + 1) > max_tokens:
+    for row, length in zip(order_B.tolist(), lengths_B[order_B].tolist(), strict=True):
+        if rows and length * (len(rows) + 1) > max_tokens:
             yield torch.tensor(rows)
-            rows, wider, longer = [], int(prompts_B[row]), int(responses_B[row])
+            rows = []
         rows.append(row)
-        width, length = wider, longer
     if rows:
         yield torch.tensor(rows)
 
@@ -150,128 +176,11 @@ def from_lists(
     )
 
 
-def sample(
-    backbone: Backbone,
-    prompts: Sequence[Sequence[int]],
-    *,
-    role: str,
-    settings: SamplingSettings,
-    keys: Sequence[Key],
-    seed: int,
-) -> Rollouts:
-    """Draw one response for every prompt from `role`.
-
-    `keys[i]` (iteration, prompt, sample) together with `seed` and the position determines row i's noise.
-    Prompts of like length are decoded together; the rows come back in the order given.
-    """
-    assert len(prompts) == len(keys)
-    order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    responses: list[list[int]] = [[] for _ in prompts]
-    logprobs: list[list[float]] = [[] for _ in prompts]
-    ended = [False] * len(prompts)
-    for start in range(0, len(order), settings.batch_size):
-        rows = order[start : start + settings.batch_size]
-        uniforms = noise(seed, [keys[row] for row in rows], settings.max_response_tokens)
-        with backbone.role(role), torch.inference_mode():
-            drawn = _decode(backbone, [prompts[row] for row in rows], uniforms, settings)
-        for row, (ids, scores, end) in zip(rows, drawn, strict=True):
-            responses[row], logprobs[row], ended[row] = ids, scores, end
-    rollouts = from_lists(prompts, responses, backbone)
-    sampled_BT = torch.zeros(rollouts.response_ids_BT.shape, device=backbone.device)
-    flat = torch.tensor([score for row in logprobs for score in row], device=backbone.device)
-    sampled_BT[rollouts.response_mask_BT] = flat
-    ended_B = torch.tensor(ended, device=backbone.device)
-    return replace(rollouts, sampled_logprobs_BT=sampled_BT, ended_B=ended_B)
-
-
 def responses_text(backbone: Backbone, rollouts: Rollouts, settings: SamplingSettings) -> list[str]:
     """The responses as text, EOS and stop strings removed."""
     pairs = zip(rollouts.prompt_lists(), rollouts.response_lists(), strict=True)
     texts = [decode_completion(backbone.tokenizer, prompt, response) for prompt, response in pairs]
     return [_before_stop(text, settings.stop) for text in texts]
-
-
-def noise(seed: int, keys: Sequence[Key], num_positions: int) -> Tensor:
-    """Uniform numbers (B, num_positions) in [0, 1), float64: a hash of (seed, key, position) each.
-
-    SplitMix64's finalizer (Steele, Lea, Flood 2014) is applied once per integer of the key.
-    """
-    state = np.full((len(keys), 1), np.uint64(seed), dtype=np.uint64)
-    for part in np.array(keys, dtype=np.uint64).reshape(len(keys), -1).T:
-        state = _mix(state ^ _mix(part[:, None]))
-    bits = _mix(state ^ _mix(np.arange(num_positions, dtype=np.uint64)[None, :]))
-    return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        z = values + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
-
-
-def _decode(
-    backbone: Backbone, prompts: Sequence[Sequence[int]], uniforms_BT: Tensor, settings: SamplingSettings
-) -> list[tuple[list[int], list[float], bool]]:
-    """Decode one batch with a KV cache; rows that have ended leave the batch when enough of them have."""
-    input_ids, mask = pad_left(prompts, backbone.pad_id, backbone.device)
-    positions = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    uniforms_BT = uniforms_BT.to(backbone.device)
-    eos = torch.tensor(backbone.eos_ids, device=backbone.device)
-    cache = DynamicCache(config=backbone.model.config)
-    alive = torch.arange(len(prompts), device=backbone.device)
-    done = torch.zeros(len(prompts), dtype=torch.bool, device=backbone.device)
-    results: list[tuple[list[int], list[float], bool]] = [([], [], False) for _ in prompts]
-    for step in range(settings.max_response_tokens):
-        extra = {"position_ids": positions} if backbone._takes_positions else {}
-        output = backbone.model(
-            input_ids=input_ids,
-            attention_mask=mask.long(),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **extra,
-        )
-        logits_BV = output.logits[:, -1].float() / settings.temperature
-        tokens, scores = _draw(logits_BV, uniforms_BT[alive, step])
-        ends = torch.isin(tokens, eos)
-        for row, token, score, end, over in zip(
-            alive.tolist(), tokens.tolist(), scores.tolist(), ends.tolist(), done.tolist(), strict=True
-        ):
-            if over:
-                continue
-            ids, row_scores, _ = results[row]
-            ids.append(token)
-            row_scores.append(score)
-            results[row] = (ids, row_scores, end or _stopped(backbone, prompts[row], ids, settings.stop))
-        done = torch.tensor([results[row][2] for row in alive.tolist()], device=backbone.device)
-        if bool(done.all()):
-            break
-        keep = (~done).nonzero().squeeze(1)
-        if len(keep) <= 0.75 * len(done):
-            cache.batch_select_indices(keep)
-            alive, mask, tokens, positions, done = (x[keep] for x in (alive, mask, tokens, positions, done))
-        mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-        positions = positions[:, -1:] + 1
-        input_ids = tokens.unsqueeze(1)
-    return results
-
-
-def _draw(logits_BV: Tensor, uniforms_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Invert the cumulative distribution at `uniforms_B`: one token and its log-probability a row."""
-    logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
-    cumulative_BV = logprobs_BV.double().exp().cumsum(-1)
-    targets_B1 = (uniforms_B * cumulative_BV[:, -1]).unsqueeze(1)
-    tokens_B1 = torch.searchsorted(cumulative_BV, targets_B1, right=True).clamp(max=logits_BV.shape[1] - 1)
-    return tokens_B1.squeeze(1), logprobs_BV.gather(1, tokens_B1).squeeze(1)
-
-
-def _stopped(backbone: Backbone, prompt: Sequence[int], ids: list[int], stop: Sequence[str]) -> bool:
-    if not stop:
-        return False
-    text = decode_completion(backbone.tokenizer, list(prompt), ids)
-    return any(string in text for string in stop)
 
 
 def _before_stop(text: str, stop: Sequence[str]) -> str:

@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from rlhf.backbone import REFERENCE, Backbone
 from rlhf.chat import prompt_text
 from rlhf.config import SamplingSettings
-from rlhf.rollouts import responses_text, sample
+from rlhf.rollouts import responses_text
+from rlhf.sampling import sample
 from sft.data import Example
 
 # Shapes: B examples, L tokens of the longest, V vocabulary.

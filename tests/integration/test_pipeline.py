@@ -173,7 +173,7 @@ def test_a_moved_run_opens_in_plain_transformers_and_peft_with_our_numbers(
     with torch.no_grad():
         torch.testing.assert_close(torch.tensor(plain["scores"]), model.raw(ids, mask), atol=1e-5, rtol=1e-5)
         with backbone.role("policy"):
-            scores = backbone.logits(backbone.hidden(ids, mask))[:, :-1].log_softmax(-1)
+            scores = backbone.logits(backbone.hidden(ids))[:, :-1].log_softmax(-1)
     ours = scores.gather(2, ids[:, 1:, None])[..., 0]
     real = mask[:, 1:]
     for name, tolerance in (("policy", 1e-5), ("merged", 1e-4)):
@@ -223,9 +223,8 @@ def test_a_second_round_starts_from_a_published_policy(runs: Path) -> None:
     base, first = (Backbone.load(runs / name) for name in ("second/sft/model", "micro/sft/model"))
     first.load_adapter("policy", runs / "micro" / "ppo" / "model")
     ids = torch.arange(40, 60).unsqueeze(0)
-    mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad(), first.role("policy"), base.role(REFERENCE):
-        torch.testing.assert_close(base.hidden(ids, mask), first.hidden(ids, mask), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(base.hidden(ids), first.hidden(ids), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("pad", ["eos", "unk"])

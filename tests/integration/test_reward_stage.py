@@ -22,7 +22,7 @@ from rlhf.backbone import REFERENCE, Backbone
 from rlhf.chat import encode_completion, encode_prompt
 from rlhf.config import load_recipe
 from rlhf.errors import UserError, run_command
-from rlhf.rollouts import sample
+from rlhf.sampling import sample
 from rlhf.tracking import read_metrics
 from sft.__main__ import main as sft_main
 from tests.glossary import assert_documented

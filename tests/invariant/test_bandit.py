@@ -56,7 +56,7 @@ def run(backbone: Backbone, settings: PPOSettings, prompts: PromptSet) -> None:
 def distribution(backbone: Backbone, role: str, ids: list[int]) -> torch.Tensor:
     tensor = torch.tensor([ids])
     with backbone.role(role), torch.no_grad():
-        hidden = backbone.hidden(tensor, torch.ones_like(tensor, dtype=torch.bool))
+        hidden = backbone.hidden(tensor)
         return backbone.logits(hidden)[0, -1].double().softmax(-1)
 
 
@@ -75,6 +75,6 @@ def test_ppo_converges_to_the_closed_form_optimum() -> None:
     assert distance < start / 20
     with backbone.role(VALUE), torch.no_grad():
         ids = torch.tensor([prompt])
-        value = backbone.scalar(VALUE, backbone.hidden(ids, torch.ones_like(ids, dtype=torch.bool))[:, -1])
+        value = backbone.scalar(VALUE, backbone.hidden(ids)[:, -1])
     penalized = float((policy * (score - BETA * (policy / reference).log())).sum())
     assert abs(float(value) - penalized) < 0.1

@@ -316,7 +316,7 @@ def test_the_logged_kl_of_a_perturbed_policy_matches_its_exact_value() -> None:
     logs = {}
     for role in (POLICY, REFERENCE):
         with game.backbone.role(role), torch.no_grad():
-            hidden = game.backbone.hidden(ids, torch.ones_like(ids, dtype=torch.bool))[:, -1]
+            hidden = game.backbone.hidden(ids)[:, -1]
             logs[role] = game.backbone.logits(hidden).double().log_softmax(-1)[0]
     exact = float((logs[POLICY].exp() * (logs[POLICY] - logs[REFERENCE])).sum())
     error = float(sampled.kl_B.std()) / 2000**0.5

@@ -51,24 +51,18 @@ def test_what_is_loaded_scores_as_what_was_published(tmp_path: Path) -> None:
     assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
 
 
-def test_the_score_is_that_of_the_last_real_token_whichever_side_is_padded(tmp_path: Path) -> None:
+def test_the_score_is_that_of_the_last_real_token(tmp_path: Path) -> None:
     backbone, folder = published(tmp_path)
     model = load_reward(small_backbone(), folder, expected_base_sha256="a" * 64)
     ids, mask = pad_right(SEQUENCES, 17, "cpu")
-    width = ids.shape[1]
-    left = torch.stack([row.roll(width - int(real.sum())) for row, real in zip(ids, mask, strict=True)])
-    left_mask = torch.stack([real.roll(width - int(real.sum())) for real in mask])
     with torch.no_grad():
         alone = torch.cat(
             [model.raw(torch.tensor([s]), torch.ones(1, len(s), dtype=torch.bool)) for s in SEQUENCES]
         )
         torch.testing.assert_close(model.raw(ids, mask), alone, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(model.raw(left, left_mask), alone, atol=1e-5, rtol=1e-4)
         last = torch.tensor([s[-1:] for s in SEQUENCES])
     with backbone.role("reward"), torch.no_grad():
-        hidden = backbone.hidden(
-            torch.tensor([SEQUENCES[0]]), torch.ones(1, len(SEQUENCES[0]), dtype=torch.bool)
-        )
+        hidden = backbone.hidden(torch.tensor([SEQUENCES[0]]))
         torch.testing.assert_close(alone[:1], backbone.scalar("reward", hidden[:, -1]))
     assert last.unique().tolist() == [2]  # and that token is the EOS
 

@@ -16,7 +16,6 @@ from rlhf.errors import UserError
 from tests.small import LORA, perturb, small_backbone
 
 IDS = torch.tensor([[5, 9, 13, 7, 21], [30, 31, 8, 6, 40]])
-MASK = torch.ones_like(IDS, dtype=torch.bool)
 ROLES = ("policy", "reward", "value")
 
 
@@ -27,9 +26,9 @@ def state(backbone: Backbone) -> dict[str, torch.Tensor]:
 def test_a_fresh_adapter_is_the_reference_to_the_bit() -> None:
     backbone = small_backbone("policy", noisy=False)
     with backbone.role("policy"):
-        policy = backbone.hidden(IDS, MASK)
+        policy = backbone.hidden(IDS)
     with backbone.role(REFERENCE):
-        assert torch.equal(policy, backbone.hidden(IDS, MASK))
+        assert torch.equal(policy, backbone.hidden(IDS))
 
 
 def test_every_role_is_what_peft_makes_of_that_adapter_alone(tmp_path: Path) -> None:
@@ -41,7 +40,7 @@ def test_every_role_is_what_peft_makes_of_that_adapter_alone(tmp_path: Path) -> 
         )
         plain.eval()
         with backbone.role(name), torch.no_grad():
-            ours = backbone.logits(backbone.hidden(IDS, MASK))
+            ours = backbone.logits(backbone.hidden(IDS))
             torch.testing.assert_close(ours, plain(IDS).logits, atol=1e-5, rtol=1e-5)
 
 
@@ -50,21 +49,21 @@ def test_entering_a_role_touches_no_requires_grad_flag_and_nests() -> None:
     backbone.set_trainable(["policy", "value"])
     flags = {k: p.requires_grad for k, p in backbone.named_parameters()}
     with torch.no_grad(), backbone.role("policy"):
-        outer = backbone.hidden(IDS, MASK)
+        outer = backbone.hidden(IDS)
         with backbone.role(REFERENCE):
-            inner = backbone.hidden(IDS, MASK)
+            inner = backbone.hidden(IDS)
             assert {k: p.requires_grad for k, p in backbone.named_parameters()} == flags
-        assert torch.equal(outer, backbone.hidden(IDS, MASK))
+        assert torch.equal(outer, backbone.hidden(IDS))
     assert not torch.allclose(outer, inner)
     with torch.no_grad():
-        assert torch.equal(inner, backbone.hidden(IDS, MASK))
+        assert torch.equal(inner, backbone.hidden(IDS))
 
 
 def test_a_role_gives_gradients_to_its_own_adapter_alone() -> None:
     backbone = small_backbone(*ROLES)
     backbone.set_trainable(["policy", "value"])
     with backbone.role("value"):
-        backbone.hidden(IDS, MASK).square().sum().backward()
+        backbone.hidden(IDS).square().sum().backward()
     assert all(p.grad is not None for p in backbone.adapter_parameters("value").values())
     others = [p for k, p in backbone.model.named_parameters() if ".value." not in k]
     assert all(p.grad is None for p in others)
@@ -79,7 +78,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_in_every_role(name: str
         if checkpointing:
             backbone.enable_gradient_checkpointing()
         with backbone.role(name):
-            loss = backbone.hidden(IDS, MASK).square().sum()
+            loss = backbone.hidden(IDS).square().sum()
         with backbone.role(
             "policy" if name != "policy" else "reward"
         ):  # backward runs while another role is on
@@ -98,20 +97,17 @@ def test_checkpointing_really_recomputes() -> None:
     calls = []
     backbone.model.get_decoder().layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
     with backbone.role("policy"):
-        backbone.hidden(IDS, MASK).sum().backward()
+        backbone.hidden(IDS).sum().backward()
     assert len(calls) == 2
 
 
 @pytest.mark.parametrize("name", [REFERENCE, *ROLES])
-def test_padding_on_either_side_changes_no_hidden_state(name: str) -> None:
+def test_padding_on_the_right_changes_no_hidden_state(name: str) -> None:
     backbone = small_backbone(*ROLES)
     pad = torch.full((2, 3), 55)
     with backbone.role(name), torch.no_grad():
-        plain = backbone.hidden(IDS, MASK)
-        left = backbone.hidden(torch.cat([pad, IDS], 1), torch.cat([pad < 0, MASK], 1))
-        right = backbone.hidden(torch.cat([IDS, pad], 1), torch.cat([MASK, pad < 0], 1))
-    torch.testing.assert_close(left[:, 3:], plain, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(right[:, :5], plain, atol=1e-5, rtol=1e-4)
+        padded = backbone.hidden(torch.cat([IDS, pad], 1))
+        torch.testing.assert_close(padded[:, :5], backbone.hidden(IDS), atol=1e-5, rtol=1e-4)
 
 
 def test_the_base_is_stored_once_whatever_the_number_of_roles() -> None:
@@ -131,7 +127,7 @@ def test_training_an_adapter_leaves_base_and_other_adapters_alone() -> None:
     for _ in range(3):
         optimizer.zero_grad()
         with backbone.role("policy"):
-            backbone.hidden(IDS, MASK).square().sum().backward()
+            backbone.hidden(IDS).square().sum().backward()
         optimizer.step()
     assert all(torch.equal(before[k], v) for k, v in state(backbone).items())
     after = {k: p for r in ("reward", "value") for k, p in backbone.role_parameters(r).items()}
@@ -146,7 +142,7 @@ def test_chunked_logprobs_equal_whole_ones_with_their_gradients(monkeypatch: pyt
         monkeypatch.setattr("rlhf.backbone._LOGIT_ELEMENTS_PER_CHUNK", limit)
         backbone.zero_grad()
         with backbone.role("policy"):
-            hidden = backbone.hidden(IDS, MASK)[:, :-1].flatten(0, 1)
+            hidden = backbone.hidden(IDS)[:, :-1].flatten(0, 1)
             logprobs, entropy = backbone.logprobs(hidden, IDS[:, 1:].flatten(), temperature=0.7)
             logprobs.sum().backward()
         gradients = [
@@ -182,12 +178,12 @@ def test_a_copied_adapter_behaves_like_its_source_and_then_goes_its_own_way() ->
     backbone.copy_adapter("reward", "value")
     with torch.no_grad():
         with backbone.role("reward"):
-            source = backbone.hidden(IDS, MASK)
+            source = backbone.hidden(IDS)
         with backbone.role("value"):
-            assert torch.equal(backbone.hidden(IDS, MASK), source)
+            assert torch.equal(backbone.hidden(IDS), source)
         perturb(backbone, "value", seed=1)
         with backbone.role("reward"):
-            assert torch.equal(backbone.hidden(IDS, MASK), source)
+            assert torch.equal(backbone.hidden(IDS), source)
 
 
 def test_merged_export_is_the_policy_and_leaves_the_base_in_memory_alone(tmp_path: Path) -> None:
@@ -198,7 +194,7 @@ def test_merged_export_is_the_policy_and_leaves_the_base_in_memory_alone(tmp_pat
     merged = AutoModelForCausalLM.from_pretrained(tmp_path)
     with backbone.role("policy"), torch.no_grad():
         torch.testing.assert_close(
-            merged(IDS).logits, backbone.logits(backbone.hidden(IDS, MASK)), atol=1e-4, rtol=1e-4
+            merged(IDS).logits, backbone.logits(backbone.hidden(IDS)), atol=1e-4, rtol=1e-4
         )
 
 
@@ -207,7 +203,7 @@ def test_dropout_never_comes_on(tmp_path: Path) -> None:
     backbone.train()
     assert not any(m.training for m in backbone.model.modules())
     with backbone.role("policy"), torch.no_grad():
-        assert torch.equal(backbone.hidden(IDS, MASK), backbone.hidden(IDS, MASK))
+        assert torch.equal(backbone.hidden(IDS), backbone.hidden(IDS))
 
 
 def test_a_target_module_that_is_not_there_is_named_with_those_that_are() -> None:
@@ -272,5 +268,5 @@ def test_our_lora_is_pefts_lora() -> None:
                 parameter.copy_(weights[name])
         with backbone.role("policy"):
             torch.testing.assert_close(
-                peft(IDS).logits, backbone.logits(backbone.hidden(IDS, MASK)), atol=1e-5, rtol=1e-5
+                peft(IDS).logits, backbone.logits(backbone.hidden(IDS)), atol=1e-5, rtol=1e-5
             )
