@@ -6,6 +6,10 @@
 ##   SEED     the seed of every random choice [the recipe's]
 ##   MODEL    the model to start from: a folder or a hub id [the recipe's]
 ##   SET      more settings, as shell words: SET="ppo.kl.coefficient=0.1 run.device=cpu"
+##   GPUS     GPUs that `make plan` plans for [this machine's own device]
+##   ZERO     the ZeRO stage that `make plan` plans for, 0 to 3 [0]
+##   MEMORY   GiB of each of those devices [what this machine's device has]
+##   TOKENS   the longest sequence that `make plan` takes for granted, where the recipe sets no length.max_tokens
 ##   CLEAN=1  throw away what the stage has already made, and start it again
 ##   TESTS    what `make test` passes to pytest: TESTS="tests/unit -k config" [all tests]
 ##   VENV     the virtual environment to make and use; VENV=none: use PYTHON as it is [.venv]
@@ -16,13 +20,17 @@ RUN =
 SEED =
 MODEL =
 SET =
+GPUS =
+ZERO =
+MEMORY =
+TOKENS =
 CLEAN =
 TESTS =
 VENV ?= .venv
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install sft reward ppo chat demonstrations samples rankings stories hh clean-run
+.PHONY: help install plan sft reward ppo chat demonstrations samples rankings stories hh clean-run
 .PHONY: check lint types test format
 # Goals run one after the other in the order given, also under -j: each needs what the one before published.
 .NOTPARALLEL:
@@ -50,6 +58,10 @@ help: ## list targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
 	@echo 'Variables [default]:'
 	@awk '/^## / {print substr($$0, 4)}' Makefile
+
+plan: install ## what each stage needs per device, and whether it fits, from the model's config alone
+	$(python) -m plan $(recipe) $(if $(GPUS),--gpus $(call quoted,$(GPUS))) $(if $(ZERO),--zero $(call quoted,$(ZERO))) \
+	  $(if $(MEMORY),--memory $(call quoted,$(MEMORY))) $(if $(TOKENS),--tokens $(call quoted,$(TOKENS)))
 
 sft: install ## stage 1: fine-tune the model on demonstrations
 	$(python) -m sft $(recipe) $(clean)

@@ -87,19 +87,23 @@ def new_model(
 
     Its config names no pad token: `nn.Embedding` would start that token's row at zero and keep it there.
     """
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    config = model_config(settings, vocab_size=len(tokenizer))
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    config._attn_implementation = attention
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(config)
+
+
+def model_config(settings: ScratchSettings, *, vocab_size: int) -> LlamaConfig:
+    """The model's sizes; its special tokens come from its tokenizer."""
+    return LlamaConfig(
+        vocab_size=vocab_size,
         hidden_size=settings.hidden_size,
         intermediate_size=settings.intermediate_size,
         num_hidden_layers=settings.num_layers,
         num_attention_heads=settings.num_heads,
         max_position_embeddings=settings.max_length,
         tie_word_embeddings=settings.tie_embeddings,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
         pad_token_id=None,
     )
-    config._attn_implementation = attention
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return LlamaForCausalLM(config)

@@ -11,13 +11,14 @@ from typing import Literal
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("rlhf", "sft", "reward", "ppo", "labeling")
+PACKAGES = ("rlhf", "sft", "reward", "ppo", "labeling", "plan")
 ALLOWED = {
     "rlhf": (),
     "sft": ("rlhf",),
     "reward": ("rlhf",),
     "labeling": ("rlhf",),
     "ppo": ("rlhf", "reward.model"),
+    "plan": ("rlhf", "sft.config", "sft.scratch", "reward.config", "ppo.config"),
 }
 """Package → what it may import of the project beside itself."""
 MATHEMATICS = ("rlhf.masked", "ppo.advantages", "ppo.kl", "ppo.losses", "reward.loss")
@@ -174,7 +175,7 @@ def test_light_modules_load_nothing_heavy() -> None:
     assert {name: chain for name in light if (chain := heavy_chain(name, set()))} == {}
 
 
-@pytest.mark.parametrize("command", ["sft", "reward", "ppo", "ppo.chat", "labeling"])
+@pytest.mark.parametrize("command", ["sft", "reward", "ppo", "ppo.chat", "labeling", "plan"])
 def test_help_answers_without_loading_anything_heavy(command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", command, "--help"],

@@ -195,6 +195,14 @@ def test_a_recipe_goal_runs_its_stages_in_order_on_its_recipe(
     assert checkout.calls(goal, "VENV=none", "CONFIG=mine.yaml") == commands("mine.yaml")
 
 
+def test_a_plan_is_told_of_the_devices_and_the_recipe(checkout: Checkout) -> None:
+    assert checkout.calls("plan", "VENV=none") == [["-m", "plan", "--config", "configs/tiny/recipe.yaml"]]
+    devices = ["GPUS=8", "ZERO=2", "MEMORY=80", "TOKENS=1024"]
+    [call] = checkout.calls("plan", "VENV=none", "CONFIG=mine.yaml", "SET=model.precision=bf16", *devices)
+    assert call[2:5] == ["--config", "mine.yaml", "model.precision=bf16"]
+    assert call[5:] == ["--gpus", "8", "--zero", "2", "--memory", "80", "--tokens", "1024"]
+
+
 def test_check_lints_before_it_tests(checkout: Checkout) -> None:
     assert [call[1] for call in checkout.calls("check", "VENV=none")] == ["ruff", "ruff", "mypy", "pytest"]
 

@@ -1,0 +1,343 @@
+"""A model from its config alone: its sizes, and a backbone of it whose tensors have no memory."""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, masking_utils
+from transformers.pytorch_utils import Conv1D
+
+from plan.ledger import Ledger, Profile, extrapolated
+from rlhf.backbone import Backbone, check_model_path, loading, quiet_transformers
+from rlhf.config import LoraSettings, ModelSettings
+from rlhf.errors import UserError
+from rlhf.trunk import decoder_layers
+from sft.scratch import model_config
+
+# Shapes: O and I are a linear layer's output and input features.
+
+PRECISIONS = ("fp32", "bf16", "int8", "nf4")
+QUANTIZED = ("int8", "nf4")
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_NF4_BLOCK, _NF4_GROUP = 64, 256
+"""Weights that share a scale, and scales that share a second one (QLoRA, 2305.14314, section 3)."""
+_SHALLOW = (2, 3)
+"""Trained layers of the two models that stand for a deep one of equal layers."""
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """The shapes of a causal language model, and how its base is held."""
+
+    config: Any
+    """A `PretrainedConfig`."""
+    precision: str
+    compute: torch.dtype
+    """What a layer computes in; of a quantized base, also the type of all that is not quantized."""
+    attention: str
+    trust_remote_code: bool = False
+
+    @staticmethod
+    def of(settings: ModelSettings, *, precision: str, on_cuda: bool) -> "Sketch":
+        """The model that a recipe names, from its config; no weight is read.
+
+        Raises:
+            UserError: there is no such model, its config cannot be read, or the precision is unknown.
+        """
+        if precision not in PRECISIONS:
+            raise UserError(
+                f"unknown precision `{precision}`", where="precision", fix=f"Known: {', '.join(PRECISIONS)}."
+            )
+        quiet_transformers()
+        # Quantized layers compute as `model.precision` documents it: in bf16 on CUDA, in fp32 elsewhere.
+        compute = _DTYPES.get(precision, torch.bfloat16 if on_cuda else torch.float32)
+        # Flash attention and torch's fused kernels keep the same: no scores, and one number for each row.
+        attention = "eager" if settings.attention == "eager" else "sdpa"
+        remote = settings.trust_remote_code
+        sketch = Sketch(_read_config(settings), precision, compute, attention, trust_remote_code=remote)
+        with loading("model", settings.path or "model.scratch"):
+            _ = sketch.network
+        return sketch
+
+    def held_as(self, precision: str) -> "Sketch":
+        """The same model, unquantized in another precision."""
+        return replace(self, precision=precision, compute=_DTYPES[precision])
+
+    # ---- sizes ------------------------------------------------------------------------------------
+
+    @cached_property
+    def network(self) -> Any:
+        """The whole model on the meta device: shapes alone."""
+        return self._network(self.config)
+
+    @cached_property
+    def layers(self) -> list[nn.Module]:
+        return decoder_layers(self.network.get_decoder(), self._text(self.config).num_hidden_layers)
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self._text(self.config).hidden_size)
+
+    @property
+    def context(self) -> int:
+        """Tokens that the model sees."""
+        text = self._text(self.config)
+        length = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+        return int(length or 2**31)
+
+    @property
+    def stored_precision(self) -> str:
+        """What the checkpoint says its weights are in, as near as training comes to it."""
+        stored = getattr(self._text(self.config), "dtype", None) or getattr(self.config, "dtype", None)
+        return "bf16" if stored in (torch.bfloat16, torch.float16) else "fp32"
+
+    @cached_property
+    def num_parameters(self) -> int:
+        """All of them; tied ones count once."""
+        return sum(p.numel() for p in self.network.parameters())
+
+    @cached_property
+    def base_bytes(self) -> int:
+        """The base as it is held, quantization constants included."""
+        return self._bytes(self.network)
+
+    @cached_property
+    def largest_part_bytes(self) -> int:
+        """The largest of the decoder layers, the embeddings and the head."""
+        parts = [*self.layers, self.network.get_input_embeddings(), self.network.get_output_embeddings()]
+        return max(self._bytes(part) for part in parts)
+
+    def adapter_parameters(self, settings: LoraSettings) -> int:
+        """r·(I + O) for every linear layer that `settings` puts an adapter on.
+
+        Raises:
+            UserError: a target module, or more top layers, than the model has.
+        """
+        if settings.top_layers is not None and settings.top_layers > len(self.layers):
+            raise UserError(
+                f"the model has {len(self.layers)} layers, so adapters cannot be on the top "
+                f"{settings.top_layers}",
+                where="lora.top_layers",
+                fix="Give a smaller number, or unset it: adapters on all layers.",
+            )
+        sizes: dict[str, int] = {}
+        layers = self.layers if settings.top_layers is None else self.layers[-settings.top_layers :]
+        parts: Iterable[nn.Module] = [self.network] if settings.top_layers is None else layers
+        for part in parts:
+            for name, module in self._linear(part):
+                key = name.rpartition(".")[2]
+                sizes[key] = sizes.get(key, 0) + settings.rank * sum(module.weight.shape)
+        if settings.target_modules == "all-linear":
+            return sum(sizes.values())
+        wanted = settings.target_modules
+        names = [wanted] if isinstance(wanted, str) else wanted
+        for name in names:
+            if name not in sizes:
+                raise UserError(
+                    f"the model has no linear module `{name}`",
+                    where="target_modules",
+                    fix=f'It has {", ".join(sorted(sizes))}; "all-linear" takes all of them.',
+                )
+        return sum(sizes[name] for name in names)
+
+    def _bytes(self, part: nn.Module) -> int:
+        packed = {id(m.weight) for _, m in self._linear(part)} if self.precision in QUANTIZED else set()
+        tensors = {id(t): t for t in (*part.parameters(), *part.buffers())}
+        return sum(
+            _quantized_bytes(self.precision, t) if key in packed else t.numel() * t.element_size()
+            for key, t in tensors.items()
+        )
+
+    def _linear(self, part: nn.Module) -> Iterator[tuple[str, Any]]:
+        """The linear layers that are quantized and may get an adapter: all but the head."""
+        head = self.network.get_output_embeddings()
+        for name, module in part.named_modules():
+            if isinstance(module, nn.Linear | Conv1D) and module is not head:
+                yield name, module
+
+    # ---- running it -------------------------------------------------------------------------------
+
+    def profile(
+        self,
+        adapters: Mapping[str, LoraSettings],
+        run: Callable[[Any, Ledger], None],
+        *,
+        wrap: Callable[[Any], Any] | None = None,
+        per_trained_layer: bool = True,
+    ) -> Profile:
+        """What `run` needs at its peaks, on a backbone with `adapters` or on what `wrap` makes of the model.
+
+        A deep model of equal layers is extrapolated from two shallow ones, in the number of layers that have
+        adapters or, if not `per_trained_layer`, of all layers. Any other is run whole.
+        """
+        total = len(self.layers)
+        tops = {settings.top_layers for settings in adapters.values()} or {None}
+        top = next(iter(tops))
+        trained = total if top is None else top
+        if len(tops) > 1 or trained <= _SHALLOW[1] or not self._layers_are_equal:
+            return self._run(self.config, adapters, run, wrap)
+        num_below = 0 if trained == total else 1
+        profiles: list[Profile] = []
+        for depth in _SHALLOW:
+            cut = {
+                name: settings.model_copy(update={"top_layers": None if trained == total else depth})
+                for name, settings in adapters.items()
+            }
+            profiles.append(self._run(self._shortened(num_below + depth), cut, run, wrap))
+        depth, above = (trained, 0) if per_trained_layer else (total, num_below)
+        shallow, deep = _SHALLOW
+        return extrapolated(*profiles, depths=(shallow + above, deep + above), depth=depth)
+
+    def _run(
+        self,
+        config: Any,
+        adapters: Mapping[str, LoraSettings],
+        run: Callable[[Any, Ledger], None],
+        wrap: Callable[[Any], Any] | None,
+    ) -> Profile:
+        with torch.device("meta"):
+            network = self._network(config)
+            if self.precision in QUANTIZED:
+                _stand_in(network, self.precision)
+            subject: Any = wrap(network) if wrap else Backbone(network, _tokenizer(), "")
+            for name, settings in adapters.items():
+                subject.add_adapter(name, settings, seed=0)
+                subject.add_head(name, bias=True)
+        mode = FakeTensorMode()
+        _make_fake(subject, mode)
+        ledger = Ledger([*subject.parameters(), *subject.buffers()])
+        with mode, ledger, mock.patch.object(masking_utils, "find_packed_sequence_indices", _none_packed):
+            run(subject, ledger)
+        return ledger.peaks
+
+    def _network(self, config: Any) -> Any:
+        config = copy.deepcopy(config)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                config,
+                dtype=self.compute,
+                attn_implementation=self.attention,
+                trust_remote_code=self.trust_remote_code,
+            )
+
+    @property
+    def _layers_are_equal(self) -> bool:
+        kinds = {tuple((n, p.shape) for n, p in layer.named_parameters()) for layer in self.layers}
+        patterns = [value for value in self._per_layer().values() if len({str(v) for v in value}) > 1]
+        return len(kinds) == 1 and not patterns
+
+    def _per_layer(self) -> dict[str, Sequence[Any]]:
+        """What the config lists layer by layer."""
+        values = vars(self._text(self.config)).items()
+        return {k: v for k, v in values if isinstance(v, list | tuple) and len(v) == len(self.layers)}
+
+    def _shortened(self, num_layers: int) -> Any:
+        config = copy.deepcopy(self.config)
+        text = self._text(config)
+        for name, value in self._per_layer().items():
+            setattr(text, name, list(value)[:num_layers])
+        text.num_hidden_layers = num_layers
+        return config
+
+    @staticmethod
+    def _text(config: Any) -> Any:
+        return config.get_text_config()
+
+
+def _read_config(settings: ModelSettings) -> Any:
+    if settings.scratch is not None:
+        return model_config(settings.scratch, vocab_size=settings.scratch.vocab_size)
+    assert settings.path is not None
+    check_model_path(settings.path, revision=settings.revision)
+    with loading("model", settings.path):
+        return AutoConfig.from_pretrained(
+            settings.path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
+        )
+
+
+def _quantized_bytes(precision: str, weight_OI: Tensor) -> int:
+    """A quantized weight with its constants.
+
+    8 bits: a scale in fp32 for each output. nf4: an 8-bit scale for each block, and for each group of those
+    one in fp32.
+    """
+    num = weight_OI.numel()
+    if precision == "int8":
+        return num + 4 * weight_OI.shape[0]
+    blocks = -(-num // _NF4_BLOCK)
+    return num // 2 + blocks + 4 * -(-blocks // _NF4_GROUP)
+
+
+def _tokenizer() -> PreTrainedTokenizerBase:
+    """All that a backbone asks of its tokenizer before it sees text."""
+    return cast(PreTrainedTokenizerBase, SimpleNamespace(eos_token_id=0, pad_token_id=0))
+
+
+class _Packed(nn.Linear):
+    """A quantized linear layer: its weight in full lives only while it is multiplied with."""
+
+    precision: str
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = _PackedProduct.apply(inputs, self.weight, self.precision == "int8")  # type: ignore[no-untyped-call]
+        return output if self.bias is None else output + self.bias
+
+
+class _PackedProduct(torch.autograd.Function):
+    """x·Wᵀ that keeps nothing but the packed weight; 8-bit weights are scaled in fp32 after the product."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight_OI: Tensor, scales: bool) -> Tensor:
+        ctx.weight_OI, ctx.scales = weight_OI, scales
+        output = nn.functional.linear(inputs, weight_OI.clone())
+        return output.float().mul(1.0).to(output.dtype) if scales else output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
+        gradient = gradients[0]
+        if ctx.scales:
+            gradient = gradient.float().mul(1.0).to(gradient.dtype)
+        return gradient @ ctx.weight_OI.clone(), None, None
+
+
+def _stand_in(network: Any, precision: str) -> None:
+    """Let the linear layers compute as quantized ones do."""
+    head = network.get_output_embeddings()
+    for module in network.modules():
+        if type(module) is nn.Linear and module is not head:
+            module.__class__ = _Packed
+            cast(_Packed, module).precision = precision
+
+
+def _none_packed(position_ids: Tensor) -> None:
+    """Rows hold one sequence each, which transformers cannot read off positions that have no values."""
+    del position_ids
+
+
+def _make_fake(subject: nn.Module, mode: FakeTensorMode) -> None:
+    """Turn meta tensors into fake ones that say they are on the CPU; tied ones stay tied.
+
+    On the CPU attention takes its fused kernel, which keeps what those on CUDA keep; meta tensors would not.
+    """
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if id(tensor) not in made:
+            new: Tensor = FakeTensor(mode, tensor.detach(), torch.device("cpu"))
+            if isinstance(tensor, nn.Parameter):
+                new = nn.Parameter(new, requires_grad=tensor.requires_grad)
+            made[id(tensor)] = (new, tensor)
+        return made[id(tensor)][0]
+
+    for module in subject.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    tensors[name] = cast(Any, fake(tensor))
