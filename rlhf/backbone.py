@@ -42,16 +42,16 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from rlhf.chat import eos_ids
-from rlhf.config import LoraSettings, ModelSettings
+from rlhf.config import LoraSettings, ModelSettings, Precision
 from rlhf.errors import UserError
 from rlhf.hub import check_hub
 from rlhf.lora import lighten
+from rlhf.precision import is_quantized, load_options, settle
 from rlhf.trunk import Trunk, decoder_layers
 
 # Shapes: B sequences, L tokens of a padded sequence, N selected tokens, H hidden size, V vocabulary.
 
 REFERENCE = "reference"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _LOGIT_ELEMENTS_PER_CHUNK = 2**26
 """Largest (N, V) block of logits that exists at a time: 256 MiB in fp32."""
 
@@ -103,10 +103,9 @@ class Backbone(nn.Module):
             UserError: there is no such model, or it cannot be loaded.
         """
         quiet_transformers()
-        options: dict[str, Any] = {"dtype": torch.float32}
+        options = load_options("fp32" if settings is None else settings.precision, device)
         common: dict[str, Any] = {}
         if settings is not None:
-            options["dtype"] = _DTYPES[settings.precision]
             options["attn_implementation"] = settings.attention
             common["trust_remote_code"] = settings.trust_remote_code
         check_model_path(path)
@@ -115,7 +114,10 @@ class Backbone(nn.Module):
         with loading("model", path):
             model = AutoModelForCausalLM.from_pretrained(path, **options, **common)
         model.config.use_cache = True
-        nn.Module.to(model, device)
+        if is_quantized(model):
+            settle(model)
+        else:
+            nn.Module.to(model, device)
         return Backbone(model, tokenizer, str(path), model_settings=settings)
 
     # ---- what it is -------------------------------------------------------------------------------
@@ -124,6 +126,11 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         device: torch.device = self.model.device
         return device
+
+    @property
+    def precision(self) -> Precision:
+        """How the base is held."""
+        return "fp32" if self._model_settings is None else self._model_settings.precision
 
     @property
     def hidden_size(self) -> int:
@@ -191,7 +198,7 @@ class Backbone(nn.Module):
             layers_to_transform=self._layer_numbers(settings),
             lora_dropout=0.0,
             bias="none",
-            fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.model.modules()),
+            fan_in_fan_out=_has_conv1d(self.model),
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             torch.manual_seed(seed)
@@ -410,7 +417,7 @@ class Backbone(nn.Module):
             layers_to_transform=self._layer_numbers(self.adapters[name]),
             lora_dropout=0.0,
             bias="none",
-            fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.model.modules()),
+            fan_in_fan_out=_has_conv1d(self.model),
             task_type=task_type,
             base_model_name_or_path=base_path,
             modules_to_save=["score"] if head is not None else None,
@@ -421,10 +428,11 @@ class Backbone(nn.Module):
         config.save_pretrained(str(folder))
         self.tokenizer.save_pretrained(str(folder))
 
-    def export_merged(self, name: str, folder: Path) -> None:
-        """Write base + adapter as one plain model, merged in fp32 into a second copy on the CPU.
+    def merged(self, name: str) -> "Backbone":
+        """Base + adapter as one plain model: a second copy on the CPU, in the type that the base has on disk.
 
-        The weights in memory are not touched: merging into low precision and taking out again drifts.
+        The sum is made in fp32 and rounded once. The weights in memory are not touched: merging into low
+        precision and taking out again drifts.
         """
         remote = self._model_settings is not None and self._model_settings.trust_remote_code
         copy = AutoModelForCausalLM.from_pretrained(self.path, dtype="auto", trust_remote_code=remote)
@@ -432,10 +440,22 @@ class Backbone(nn.Module):
         with torch.no_grad():
             for key, layer in self.model.named_modules():
                 if isinstance(layer, LoraLayer) and name in layer.lora_A:
-                    weight = modules[key].weight
-                    delta = layer.get_delta_weight(name).float().cpu()  # type: ignore[attr-defined]
-                    weight.copy_((weight.float() + delta).to(weight.dtype))
-        copy.save_pretrained(folder)
+                    weight, down, up = modules[key].weight, layer.lora_A[name], layer.lora_B[name]
+                    assert isinstance(down, nn.Linear)
+                    assert isinstance(up, nn.Linear)
+                    update = (up.weight @ down.weight * layer.scaling[name]).float().cpu()
+                    # A quantized layer does not say which way round the plain model keeps its weight.
+                    update = update.T if isinstance(modules[key], Conv1D) else update
+                    weight.copy_((weight.float() + update).to(weight.dtype))
+        return Backbone(copy, self.tokenizer, self.path)
+
+    def export_merged(self, name: str, folder: Path) -> None:
+        """Write base + adapter as one plain model: see `merged`."""
+        self.merged(name).save(folder)
+
+    def save(self, folder: Path) -> None:
+        """Write the base itself as a plain model, with its tokenizer."""
+        self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     # ---- private ----------------------------------------------------------------------------------
@@ -590,3 +610,8 @@ def _linear_names(model: PreTrainedModel) -> set[str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
+
+
+def _has_conv1d(model: PreTrainedModel) -> bool:
+    """Whether the plain model keeps its linear layers' weights transposed, as GPT-2 does."""
+    return any(issubclass(getattr(m, "source_cls", type(m)), Conv1D) for m in model.modules())
