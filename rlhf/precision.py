@@ -65,6 +65,7 @@ def is_quantized(model: PreTrainedModel) -> bool:
 
 def settle(model: PreTrainedModel) -> None:
     """Give the quantized layers of a model that has just been loaded the forward pass that they keep."""
+    layer: Any
     for layer in model.modules():
         kind = type(layer).__name__
         if kind == "Linear8bitLt":

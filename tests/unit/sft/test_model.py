@@ -254,7 +254,8 @@ def test_a_recipe_with_a_quantized_base_trains_in_the_precision_of_the_checkpoin
 ) -> None:
     write_small_model(tmp_path)
     if stored is not None:
-        AutoModelForCausalLM.from_pretrained(tmp_path).to(stored).save_pretrained(tmp_path)
+        model: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+        model.to(stored).save_pretrained(tmp_path)
     settings = ModelSettings(path=str(tmp_path), precision="nf4")
     assert training_precision(settings) == expected
     begin = start(settings, sft_settings(method="lora"), texts=[], seed=0)
