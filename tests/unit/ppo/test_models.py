@@ -62,7 +62,7 @@ def test_the_value_starts_as_the_reward_in_its_new_normalization(tmp_path: Path)
     mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
         with backbone.role(VALUE):
-            value = backbone.scalar(VALUE, backbone.hidden(ids, mask)[:, -1])
+            value = backbone.scalar(VALUE, backbone.hidden(ids)[:, -1])
         torch.testing.assert_close(value, reward.model.normalized(ids, mask), atol=1e-5, rtol=1e-5)
 
 

@@ -20,7 +20,6 @@ pytest.importorskip("bitsandbytes")
 QUANTIZED: tuple[Precision, ...] = ("int8", "nf4")
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", *QUANTIZED)
 IDS = torch.tensor([[5, 9, 13, 7, 21], [30, 31, 8, 6, 40]])
-MASK = torch.ones_like(IDS, dtype=torch.bool)
 
 
 def quantized_layers(backbone: Backbone) -> dict[str, nn.Module]:
@@ -56,7 +55,7 @@ def gradients(backbone: Backbone, role: str) -> dict[str, Tensor]:
     backbone.set_trainable([role])
     backbone.zero_grad()
     with backbone.role(role):
-        backbone.hidden(IDS, MASK).square().sum().backward()
+        backbone.hidden(IDS).square().sum().backward()
     return {k: p.grad.clone() for k, p in backbone.adapter_parameters(role).items() if p.grad is not None}
 
 
@@ -78,9 +77,7 @@ def test_a_quantized_base_computes_in_fp32_with_its_rounded_weights(precision: P
     perturb(plain, "policy", seed=200)
     for role in (REFERENCE, "policy"):
         with torch.no_grad(), backbone.role(role), plain.role(role):
-            torch.testing.assert_close(
-                backbone.hidden(IDS, MASK), plain.hidden(IDS, MASK), atol=1e-4, rtol=1e-4
-            )
+            torch.testing.assert_close(backbone.hidden(IDS), plain.hidden(IDS), atol=1e-4, rtol=1e-4)
     ours, theirs = gradients(backbone, "policy"), gradients(plain, "policy")
     for key in theirs:
         torch.testing.assert_close(ours[key], theirs[key], atol=1e-3, rtol=1e-3)
@@ -92,10 +89,10 @@ def test_adapters_on_a_quantized_base_are_fp32_and_start_as_the_base(precision: 
     assert {p.dtype for p in backbone.adapter_parameters("policy").values()} == {torch.float32}
     assert not any(layer.training for layer in quantized_layers(backbone).values())
     with torch.no_grad(), backbone.role(REFERENCE):
-        reference = backbone.hidden(IDS, MASK)
+        reference = backbone.hidden(IDS)
     for role in ("policy", "value"):
         with torch.no_grad(), backbone.role(role):
-            assert torch.equal(backbone.hidden(IDS, MASK), reference)
+            assert torch.equal(backbone.hidden(IDS), reference)
     assert set(gradients(backbone, "policy")) == set(backbone.adapter_parameters("policy"))
     assert all(p.grad is None for p in backbone.adapter_parameters("value").values())
 
@@ -127,7 +124,7 @@ def test_nothing_of_full_precision_is_kept_for_the_backward_pass(precision: Prec
         return tensor
 
     with backbone.role("policy"), torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-        backbone.hidden(IDS, MASK).square().sum()
+        backbone.hidden(IDS).square().sum()
     assert kept
     assert not shapes & set(kept)
 
@@ -138,14 +135,12 @@ def test_a_row_is_the_same_alone_and_among_batch_mates(precision: Precision) -> 
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(4, 60, (9, 12), generator=generator)
     lengths = [3, 12, 5, 12, 1, 7, 12, 2, 9]
-    mask = torch.arange(12) >= 12 - torch.tensor(lengths)[:, None]
     tolerance = 0.1 if precision == "bf16" else 1e-5
     with torch.no_grad(), backbone.role("policy"):
-        together = backbone.logits(backbone.hidden(ids, mask)[:, -1]).log_softmax(-1)
+        together = backbone.logits(backbone.hidden(ids)).log_softmax(-1)
         for row, length in enumerate(lengths):
-            own = ids[row : row + 1, 12 - length :]
-            alone = backbone.logits(backbone.hidden(own, torch.ones_like(own, dtype=torch.bool))[:, -1])
-            torch.testing.assert_close(alone.log_softmax(-1)[0], together[row], atol=tolerance, rtol=1e-5)
+            alone = backbone.logits(backbone.hidden(ids[row : row + 1, :length])[0, -1]).log_softmax(-1)
+            torch.testing.assert_close(alone, together[row, length - 1], atol=tolerance, rtol=1e-5)
 
 
 @pytest.mark.parametrize("precision", QUANTIZED)
@@ -164,7 +159,7 @@ def test_an_adapter_is_exported_in_the_same_form_whatever_the_base(
     loaded.load_adapter("policy", tmp_path / "fp32")
     backbone = small_backbone("policy", precision=precision)
     with torch.no_grad(), backbone.role("policy"), loaded.role("policy"):
-        assert torch.equal(backbone.hidden(IDS, MASK), loaded.hidden(IDS, MASK))
+        assert torch.equal(backbone.hidden(IDS), loaded.hidden(IDS))
 
 
 @pytest.mark.parametrize("precision", QUANTIZED)
@@ -196,7 +191,7 @@ def test_a_base_with_transposed_weights_works_and_exports_alike(precision: Preci
             load_file(tmp_path / f"{name}-merged" / "model.safetensors"),
         )
         with torch.no_grad(), backbone.role("policy"):
-            assert backbone.hidden(IDS, MASK).isfinite().all()
+            assert backbone.hidden(IDS).isfinite().all()
     assert exported[precision][0] == exported["fp32"][0]
     for key, tensor in exported["fp32"][1].items():
         torch.testing.assert_close(exported[precision][1][key], tensor)
@@ -215,7 +210,7 @@ def test_the_quantized_layers_take_their_share_of_the_memory(precision: Precisio
 
     small = small_backbone(precision=precision)
     with torch.no_grad():
-        small.hidden(IDS, MASK)
+        small.hidden(IDS)
     tables = 0 if precision == "int8" else 14 * (16 + 256) * 4  # code books, the same size for any layer
     assert storage(small) - tables < (share + 0.06) * storage(small_backbone())
 
@@ -242,7 +237,7 @@ def test_a_small_learning_rate_moves_fp32_adapters_and_would_not_move_bf16_ones(
         for _ in range(10):
             optimizer.zero_grad()
             with backbone.role("policy"):
-                backbone.hidden(IDS, MASK).square().sum().backward()
+                backbone.hidden(IDS).square().sum().backward()
             optimizer.step()
         changed = [(p.detach() != old).float().mean() for p, old in zip(parameters, before, strict=True)]
         moved[dtype] = float(torch.stack(changed).mean())
