@@ -1,7 +1,7 @@
 """Measurements on held-out prompts: before, during and after training, and against best-of-n."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -10,6 +10,7 @@ from ppo.models import RewardSource
 from ppo.rollout import PromptSet, Sampled, collect, final_scores, score_tokens
 from rlhf.backbone import REFERENCE, Backbone
 from rlhf.evaluation import best_of_n_kl, distinct_n
+from rlhf.rollouts import from_lists
 from rlhf.scorers import Scorer
 
 EVALUATION = 2**40
@@ -96,7 +97,7 @@ def merged_gap(sampled: Sampled, merged: Backbone, settings: PPOSettings) -> dic
     rounds. At most the first `_NUM_GAP_ROWS` responses are compared, on the CPU, where `merged` is.
     """
     rows = sampled.rollouts.select(range(min(_NUM_GAP_ROWS, len(sampled.rollouts))))
-    rollouts = replace(rows, **{f.name: getattr(rows, f.name).cpu() for f in fields(rows)})
+    rollouts = from_lists(rows.prompt_lists(), rows.response_lists(), merged)
     ours_BT = sampled.logprobs_BT[: len(rows), : rows.response_ids_BT.shape[1]].cpu()
     theirs_BT, _ = score_tokens(merged, rollouts, settings, role=REFERENCE)
     gap_N = (ours_BT - theirs_BT)[rollouts.response_mask_BT].abs()
