@@ -243,7 +243,7 @@ def test_a_whole_run_on_a_quantized_base_starts_from_the_same_sft_model(
         assert row.get("ppo/sampler_gap_nats_max", 0) < 1e-4
         assert row.get("ppo/first_approx_kl", 0) < 1e-6
     figures = metrics_of(runs, "ppo", precision)
-    assert figures["before_kl_nats_per_response"] == 0 < figures["after_kl_nats_per_response"]
+    assert figures["before_kl_nats_per_response"] == 0 != figures["after_kl_nats_per_response"]
     exact = metrics_of(runs, "ppo")["merged_gap_nats_mean"]
     assert exact < 1e-4 < figures["merged_gap_nats_mean"] < 1
 
