@@ -16,7 +16,7 @@ RACES = ("ppo-fixed", "ppo-real", "ppo-memory", "reward")
 
 
 def main(argv: Sequence[str]) -> int:
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_intermixed_args(argv)
     races = arguments.races or list(RACES)
     for race in races:
         if race not in RACES:
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
                     race_reward(REWARD_WORKLOADS[name], shape, replace(options, laps=arguments.steps))
             continue
         is_memory = race == "ppo-memory"
-        few = replace(options, rounds=min(options.rounds, 3), laps=1)  # a peak repeats to a few percent
+        few = replace(options, rounds=min(options.rounds, 3), laps=1, warmup_laps=0)  # peaks hardly vary
         for name in arguments.shapes or ((MEMORY_SHAPE,) if is_memory else SPEED_SHAPES):
             print(f"{race}, {name}", flush=True)
             race_ppo(PPO_WORKLOADS[race], SHAPES[name], few if is_memory else options)

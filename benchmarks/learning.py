@@ -19,7 +19,7 @@ from benchmarks.learning_summary import learning_markdown, summarize_learning
 from benchmarks.machine import describe_code, describe_machine
 from benchmarks.peer_install import install_peer
 from benchmarks.race import OUR_PPO, PEER_PPO, ROOT, Racer, environment, run_racer, with_seed
-from benchmarks.workloads import Layers
+from benchmarks.workloads import Layers, racer_pairs
 from rlhf.config import load_recipe
 from rlhf.errors import UserError, run_command
 
@@ -102,7 +102,10 @@ def race_learning(options: LearningOptions) -> dict[str, Any]:
 
 def prepare(config: Path, overrides: Sequence[str], threads: int) -> None:
     """Run our stages up to the reward model; finished ones are up to date at once."""
+    sections = load_recipe(config, overrides).sections
     for module, *arguments in STAGES:
+        if module not in sections:
+            continue  # a recipe that comes with its data labels nothing
         command = [sys.executable, "-m", module, *arguments, "--config", str(config), *overrides]
         print(f"  {' '.join([module, *arguments])}", flush=True)
         done = subprocess.run(command, cwd=ROOT, env=environment(threads, None), check=False)
@@ -156,7 +159,6 @@ def _report(curves: Sequence[Curve], options: LearningOptions) -> dict[str, Any]
     from benchmarks.peer_settings import LEARNING_DIFFERENCES, PPO_DIFFERENCES
 
     recipe = load_recipe(options.config, options.recipe_overrides(options.layers[0]))
-    pairs = [(f"ours, {layers}", f"peer, {layers}") for layers in options.layers]
     return {
         "title": f"learning, {options.config.parent.name}",
         "conditions": f"Both racers from one SFT model and one reward model of seed {recipe.run.seed}; gold "
@@ -169,7 +171,7 @@ def _report(curves: Sequence[Curve], options: LearningOptions) -> dict[str, Any]
         "seeds": list(options.seeds),
         "settings": recipe.resolved["ppo"],
         "differences": [*PPO_DIFFERENCES, *LEARNING_DIFFERENCES],
-        **summarize_learning(curves, pairs),
+        **summarize_learning(curves, racer_pairs(options.layers)),
         "curves": [curve.model_dump() for curve in curves],
     }
 
@@ -185,7 +187,7 @@ def _write(report: dict[str, Any], folder: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_intermixed_args(argv)
     model = [f"model.path={arguments.model}"] if arguments.model else []
     race_learning(
         LearningOptions(

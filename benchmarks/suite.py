@@ -12,7 +12,7 @@ from benchmarks.peer_install import install_peer
 from benchmarks.race import OUR_PPO, OUR_REWARD, PEER_PPO, PEER_REWARD, Racer, Round, run_rounds
 from benchmarks.report import markdown
 from benchmarks.summary import summarize
-from benchmarks.workloads import Layers, PPOWorkload, RewardWorkload, Shape
+from benchmarks.workloads import Layers, PPOWorkload, RewardWorkload, Shape, racer_pairs
 from rlhf.config import load_recipe
 
 
@@ -23,6 +23,8 @@ class Options:
     rounds: int = 5
     laps: int = 3
     """Counted iterations of PPO in a start; optimizer steps of reward training at most, 0: all."""
+    warmup_laps: int = 1
+    """Iterations or steps before the counted ones."""
     threads: int = 1
     device: str = "cpu"
     seed: int = 0
@@ -37,16 +39,8 @@ class Options:
 
     @property
     def pairs(self) -> list[tuple[str, str]]:
-        """Which of our racers is compared with which peer: of the same layers, and with all layers."""
-        if set(self.sides) != {"peer", "ours"}:
-            return []
-        same = [(f"ours, {layers}", f"peer, {layers}") for layers in self.layers]
-        across = [
-            (f"ours, {layers}", "peer, all layers")
-            for layers in self.layers
-            if layers != "all layers" and "all layers" in self.layers
-        ]
-        return same + across
+        """Who is compared with whom: nobody, if one side is left out."""
+        return racer_pairs(self.layers) if set(self.sides) == {"peer", "ours"} else []
 
 
 def race_ppo(workload: PPOWorkload, shape: Shape, options: Options) -> dict[str, Any]:
@@ -61,7 +55,7 @@ def race_ppo(workload: PPOWorkload, shape: Shape, options: Options) -> dict[str,
         recipe = prepare_ppo(run_folder, workload, shape, layers)
         for seed in options.seeds:
             write_prompt_ids(load_recipe(recipe, [f"run.seed={seed}"]), prompt_ids_path(run_folder, seed))
-        overrides = [f"ppo.num_iterations={options.laps + 1}", *_run_overrides(options)]
+        overrides = [f"ppo.num_iterations={options.warmup_laps + options.laps}", *_run_overrides(options)]
         for side in options.sides:
             job = _job(f"{side}, {layers}", recipe, overrides, layers, options)
             job = job.model_copy(update={"stops_at_eos": workload.eos_hazard > 0})
@@ -73,7 +67,7 @@ def race_ppo(workload: PPOWorkload, shape: Shape, options: Options) -> dict[str,
         f"{workload.rollouts} rollouts, {workload.num_epochs} × {workload.num_minibatches} optimizer steps; "
         f"LoRA rank {workload.lora_rank} on all linear layers, policy and value. "
         f"{options.rounds} rounds, each racer in a process of its own, "
-        f"{options.laps} counted iterations after one that is not."
+        f"{options.laps} counted iterations after {options.warmup_laps} that are not."
     )
     from benchmarks.peer_settings import PPO_DIFFERENCES
 
@@ -116,7 +110,7 @@ def race_reward(workload: RewardWorkload, shape: Shape, options: Options) -> dic
         f"{workload.prompt_tokens} tokens, completions {spread} tokens and EOS; {workload.num_groups} groups "
         f"to train on, {workload.num_held_out} held out, {workload.batch_groups} groups a step, "
         f"{workload.num_epochs} epochs, learning rate {workload.learning_rate:g}; LoRA rank "
-        f"{workload.lora_rank}; fp32. {options.rounds} rounds; the first step is not counted."
+        f"{workload.lora_rank}; fp32. {options.rounds} rounds; the first {options.warmup_laps} steps do not count."
     )
     return _finish(
         f"{workload.name}, {shape.name}",
@@ -156,6 +150,7 @@ def _job(racer: str, recipe: Path, overrides: list[str], layers: Layers, options
         threads=options.threads,
         device=options.device,
         layers=layers,
+        num_warmup_laps=options.warmup_laps,
     )
 
 

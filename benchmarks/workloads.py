@@ -3,6 +3,7 @@
 Nothing here loads a library: a workload is a set of numbers.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from rlhf.errors import UserError
@@ -93,9 +94,9 @@ PPO_WORKLOADS = {
     "ppo-fixed": PPOWorkload(name="ppo-fixed", prompt_tokens=24, max_response_tokens=32, eos_hazard=0.0),
     # A hazard of 0.037 cut at 64 has mean (1 − 0.963⁶⁴) / 0.037 = 24.6 tokens.
     "ppo-real": PPOWorkload(name="ppo-real", prompt_tokens=12, max_response_tokens=64, eos_hazard=0.037),
-    # One epoch: a second one reaches the same peak again.
+    # Longer, for logits that weigh; one epoch: a second one reaches the same peak again.
     "ppo-memory": PPOWorkload(
-        name="ppo-memory", prompt_tokens=24, max_response_tokens=32, eos_hazard=0.0, num_epochs=1
+        name="ppo-memory", prompt_tokens=64, max_response_tokens=64, eos_hazard=0.0, num_epochs=1
     ),
 }
 REWARD_WORKLOADS = {
@@ -130,3 +131,14 @@ def lora_values(workload: PPOWorkload | RewardWorkload, layers: Layers) -> dict[
             fix='Leave "top half" out.',
         )
     return values
+
+
+def racer_pairs(all_layers: Sequence[Layers]) -> list[tuple[str, str]]:
+    """Which of our racers is compared with which peer: of the same layers, then with all layers."""
+    same = [(f"ours, {layers}", f"peer, {layers}") for layers in all_layers]
+    across = [
+        (f"ours, {layers}", "peer, all layers")
+        for layers in all_layers
+        if layers != "all layers" and "all layers" in all_layers
+    ]
+    return same + across
