@@ -110,7 +110,7 @@ def race_reward(workload: RewardWorkload, shape: Shape, options: Options) -> dic
         f"{workload.prompt_tokens} tokens, completions {spread} tokens and EOS; {workload.num_groups} groups "
         f"to train on, {workload.num_held_out} held out, {workload.batch_groups} groups a step, "
         f"{workload.num_epochs} epochs, learning rate {workload.learning_rate:g}; LoRA rank "
-        f"{workload.lora_rank}; fp32. {options.rounds} rounds; the first {options.warmup_laps} steps do not count."
+        f"{workload.lora_rank}. {options.rounds} rounds; the first {options.warmup_laps} steps do not count."
     )
     return _finish(
         f"{workload.name}, {shape.name}",
