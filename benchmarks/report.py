@@ -80,11 +80,14 @@ def _racers(report: Report) -> str:
 
 
 def _ratios(ratios: Sequence[Mapping[str, Any]]) -> str:
-    rows = [
-        [each["ours"], each["peer"], *(spread(each[key]) for key in ("wall", "cpu", "memory"))]
-        for each in ratios
-    ]
-    return table(["ours", "peer", "peer ÷ ours, wall", "CPU", "memory"], rows)
+    columns = ["ours", "peer", "peer ÷ ours: wall", "CPU", "memory"]
+    keys = ["wall", "cpu", "memory"]
+    if ratios[0]["wall_per_token"] is not None:
+        columns.append("wall per response token")
+        keys.append("wall_per_token")
+    return table(
+        columns, [[each["ours"], each["peer"], *(spread(each[key]) for key in keys)] for each in ratios]
+    )
 
 
 def _lengths(report: Report) -> str:

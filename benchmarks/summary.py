@@ -52,10 +52,15 @@ def ratio_summary(rounds: Sequence[Round], ours: str, peer: str) -> dict[str, An
         peers, own = ([figure(each[name]) for each in rounds] for name in (peer, ours))
         return asdict(paired_ratios(peers, own))
 
+    samples = bool(rounds[0][ours].response_tokens)
     return {
         "ours": ours,
         "peer": peer,
         "wall": ratios(lambda r: r.wall_seconds_per_lap),
+        # The racers draw their own responses: this takes the luck of shorter ones out.
+        "wall_per_token": ratios(lambda r: r.wall_seconds_per_lap / fmean(r.response_tokens))
+        if samples
+        else None,
         "cpu": ratios(lambda r: r.cpu_seconds_per_lap),
         "memory": ratios(lambda r: r.memory.increment_bytes),
     }

@@ -45,7 +45,7 @@ def test_a_report_says_under_which_conditions_and_what_differs() -> None:
     text = markdown(report())
     for part in ("As they were.", "0123456789 with changes", "threads 1", "seeds 0", "- This.", "- That."):
         assert part in text
-    assert "| ours, all layers | peer, all layers | 2.00 | 2.00 | 1.00 |" in text
+    assert "| ours, all layers | peer, all layers | 2.00 | 2.00 | 1.00 | 2.00 |" in text
     assert "| ours, all layers | 0.5 | 2.00 | 1.00 | 1 | 4 | policy 3, value 4 |" in text
     assert "| peer, all layers | 2 | 4.0 |" in text
 

@@ -20,6 +20,12 @@ def test_ratios_are_those_of_the_rounds() -> None:
     assert ratio["memory"]["median"] == 8
 
 
+def test_shorter_responses_are_not_speed() -> None:
+    peer, ours = result("peer", [9, 4], tokens=(8, 8)), result("ours", [9, 2], tokens=(4, 4))
+    [ratio] = summarize([{"peer": peer, "ours": ours}], [("ours", "peer")])["ratios"]
+    assert (ratio["wall"]["median"], ratio["wall_per_token"]["median"]) == (2, 1)
+
+
 def test_optimizer_steps_that_differ_between_laps_all_show() -> None:
     odd = result("ours", [1, 1])
     laps = [odd.laps[0], odd.laps[1].model_copy(update={"optimizer_steps": 18})]
