@@ -28,18 +28,20 @@ _NUM_GOOD_WORDS = 32
 def prepare_ppo(folder: Path, workload: PPOWorkload, shape: Shape, layers: Layers) -> Path:
     """Write a run folder with `sft/model`, `reward/model` and prompts; returns the recipe's path."""
     _fresh(folder)
-    lora = lora_values(workload, layers)
+    lora = lora_values(workload, layers, shape.num_layers)
     recipe = _write_recipe(folder, ppo=_ppo_section(workload, lora))
     _write_prompts(folder / "prompts.jsonl", workload, shape)
     _publish_sft(recipe, shape, eos_hazard=workload.eos_hazard)
-    _publish_reward(recipe, LoraSettings(**lora), workload)
+    _publish_reward(recipe, LoraSettings.model_validate(lora), workload)
     return recipe.path
 
 
 def prepare_reward(folder: Path, workload: RewardWorkload, shape: Shape, layers: Layers) -> Path:
     """Write a run folder with `sft/model` and groups of completions; returns the recipe's path."""
     _fresh(folder)
-    recipe = _write_recipe(folder, reward=_reward_section(workload, lora_values(workload, layers)))
+    recipe = _write_recipe(
+        folder, reward=_reward_section(workload, lora_values(workload, layers, shape.num_layers))
+    )
     _publish_sft(recipe, shape, eos_hazard=0.0)
     groups = synthetic_groups(workload, shape.vocab_size)
     rows = [vars(group) for group in groups]

@@ -19,7 +19,7 @@ from benchmarks.learning_summary import learning_markdown, summarize_learning
 from benchmarks.machine import describe_code, describe_machine
 from benchmarks.peer_install import install_peer
 from benchmarks.race import OUR_PPO, PEER_PPO, ROOT, Racer, environment, run_racer, with_seed
-from benchmarks.workloads import Layers, racer_pairs
+from benchmarks.workloads import Layers, adapted_layers, racer_pairs
 from rlhf.config import load_recipe
 from rlhf.errors import UserError, run_command
 
@@ -62,24 +62,25 @@ class LearningOptions:
             "tracking.wandb=off",
             "ppo.sample_table_every=0",
             *self.overrides,
-            *layer_overrides(layers),
+            *layer_overrides(layers, self._num_layers()),
         ]
 
+    def _num_layers(self) -> int:
+        """Layers of the base model."""
+        model = load_recipe(self.config, self.overrides).model
+        if model.path is None:
+            assert model.scratch is not None
+            return model.scratch.num_layers
+        from transformers import AutoConfig
 
-def layer_overrides(layers: Layers) -> list[str]:
-    """Where our adapters sit, as settings of the recipe.
+        config: Any = AutoConfig.from_pretrained(model.path, revision=model.revision)
+        return int(config.get_text_config().num_hidden_layers)
 
-    Raises:
-        UserError: the engine has no such adapters.
-    """
-    if layers == "top half":
-        # The one place to say it in our own words, for ppo.lora and reward.lora, once LoraSettings can.
-        raise UserError(
-            "our adapters sit on all layers; the engine has no setting for fewer",
-            where="--layers",
-            fix='Leave "top half" out.',
-        )
-    return []
+
+def layer_overrides(layers: Layers, num_layers: int) -> list[str]:
+    """Where our adapters sit, as settings of the recipe."""
+    adapted = adapted_layers(layers, num_layers)
+    return [f"{stage}.lora.top_layers={len(adapted)}" for stage in ("reward", "ppo")] if adapted else []
 
 
 def race_learning(options: LearningOptions) -> dict[str, Any]:

@@ -4,9 +4,8 @@ Nothing here loads a library: a workload is a set of numbers.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-from rlhf.errors import UserError
 from rlhf.manifest import Record
 
 Layers = Literal["all layers", "top half"]
@@ -116,21 +115,16 @@ def adapted_layers(layers: Layers, num_layers: int) -> list[int] | None:
     return None if layers == "all layers" else list(range(num_layers - num_layers // 2, num_layers))
 
 
-def lora_values(workload: PPOWorkload | RewardWorkload, layers: Layers) -> dict[str, Any]:
-    """The `lora` section of our recipe for a workload.
-
-    Raises:
-        UserError: the engine has no such adapters.
-    """
-    values: dict[str, Any] = {"rank": workload.lora_rank, "alpha": workload.lora_alpha}
-    if layers == "top half":
-        # The one place to say it in our own words, once LoraSettings can: values["..."] = ...
-        raise UserError(
-            "our adapters sit on all layers; the engine has no setting for fewer",
-            where="--layers",
-            fix='Leave "top half" out.',
-        )
-    return values
+def lora_values(
+    workload: PPOWorkload | RewardWorkload, layers: Layers, num_layers: int
+) -> dict[str, int | float | None]:
+    """The `lora` section of our recipe for a workload on a model of `num_layers`."""
+    adapted = adapted_layers(layers, num_layers)
+    return {
+        "rank": workload.lora_rank,
+        "alpha": workload.lora_alpha,
+        "top_layers": len(adapted) if adapted else None,
+    }
 
 
 def racer_pairs(all_layers: Sequence[Layers]) -> list[tuple[str, str]]:

@@ -22,7 +22,8 @@ from ppo.models import VALUE
 from ppo.train import PPO
 from rlhf.backbone import Backbone
 from rlhf.config import SamplingSettings, load_recipe
-from rlhf.rollouts import from_lists, sample
+from rlhf.rollouts import from_lists
+from rlhf.sampling import sample
 
 TOY = SHAPES["toy"]
 WORKLOAD = PPOWorkload(
@@ -81,7 +82,7 @@ def test_the_peers_reward_and_value_start_as_ours(recipe_path: Path) -> None:
     rollouts = from_lists(ids[:, :6].tolist(), ids[:, 6:].tolist(), stage.backbone)
     ours = stage.reward.score(rollouts, [], [])
     with torch.no_grad(), stage.backbone.role(VALUE):
-        hidden = stage.backbone.hidden(ids, torch.ones_like(ids, dtype=torch.bool))
+        hidden = stage.backbone.hidden(ids)
         our_values = stage.backbone.scalar(VALUE, hidden.flatten(0, 1)).reshape(ids.shape)
     with torch.no_grad():
         reward, value = reward_model(recipe.run_folder), value_model(recipe.run_folder)

@@ -1,6 +1,7 @@
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.learning import layer_overrides
 from benchmarks.workloads import (
     PPO_WORKLOADS,
     REWARD_WORKLOADS,
@@ -40,9 +41,13 @@ def test_the_top_half_is_compared_with_its_like_and_with_all_layers() -> None:
     ]
 
 
-def test_what_the_engine_cannot_do_is_refused() -> None:
-    with pytest.raises(UserError, match="all layers"):
-        lora_values(PPO_WORKLOADS["ppo-fixed"], "top half")
+def test_adapters_sit_on_the_upper_half_of_the_layers() -> None:
+    workload = PPO_WORKLOADS["ppo-fixed"]
+    assert lora_values(workload, "all layers", 8)["top_layers"] is None
+    assert lora_values(workload, "top half", 8)["top_layers"] == 4
+    assert adapted_layers("top half", 5) == [3, 4]
+    assert layer_overrides("all layers", 2) == []
+    assert layer_overrides("top half", 2) == ["reward.lora.top_layers=1", "ppo.lora.top_layers=1"]
 
 
 @pytest.mark.parametrize("arguments", [["ppo-slow"], ["reward", "--shapes", "8B"]])
