@@ -99,7 +99,7 @@ def merged_gap(sampled: Sampled, merged: Backbone, settings: PPOSettings) -> dic
     rows = sampled.rollouts.select(range(min(_NUM_GAP_ROWS, len(sampled.rollouts))))
     rollouts = from_lists(rows.prompt_lists(), rows.response_lists(), merged)
     ours_BT = sampled.logprobs_BT[: len(rows), : rows.response_ids_BT.shape[1]].cpu()
-    theirs_BT, _ = score_tokens(merged, rollouts, settings, role=REFERENCE)
+    theirs_BT = score_tokens(merged, rollouts, settings, role=REFERENCE)
     gap_N = (ours_BT - theirs_BT)[rollouts.response_mask_BT].abs()
     return {"merged_gap_nats_mean": float(gap_N.mean()), "merged_gap_nats_max": float(gap_N.max())}
 

@@ -200,6 +200,7 @@ def describe(
         "kl_k3_nats_per_response": float(torch.where(mask_BT, k3_BT, 0).sum(1).mean()),
         "response_tokens_mean": float(rollouts.response_lengths_B.float().mean()),
         "eos_rate": float(rollouts.ended_B.float().mean()),
+        "entropy": float(masked_mean(sampled.entropy_BT, mask_BT)),
         "value_mean": float(masked_mean(values_BT, mask_BT)),
         "value_explained_variance": float(explained),
         "advantage_std": float(masked_variance(advantages_BT, mask_BT).sqrt()),

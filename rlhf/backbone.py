@@ -26,6 +26,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
@@ -348,26 +349,34 @@ class Backbone(nn.Module):
         logits_NV: Tensor = logits
         return logits_NV
 
-    def logprobs(self, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy (N,) of the next token, nats, under softmax(logits / temperature).
+    def logprobs(self, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float) -> Tensor:
+        """Log-probability (N,) of the next token, nats, under softmax(logits / temperature).
 
         The (N, V) logits exist one chunk at a time, in the backward pass too.
         """
-        rows = max(1, _LOGIT_ELEMENTS_PER_CHUNK // self.model.get_output_embeddings().weight.shape[0])
 
-        def one(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-            scores = torch.log_softmax(self.logits(hidden) / temperature, dim=-1)
-            entropy = -(scores.detach().exp() * scores.detach()).sum(-1)
-            return scores.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy
+        def one(hidden: Tensor, targets: Tensor) -> Tensor:
+            return -F.cross_entropy(self.logits(hidden) / temperature, targets, reduction="none")
 
+        rows = self._rows_per_chunk()
         chunks = list(zip(hidden_NH.split(rows), targets_N.split(rows), strict=True))
-        if len(chunks) == 1:
-            return one(*chunks[0])
-        if torch.is_grad_enabled():
-            parts = [checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks]
-        else:
-            parts = [one(*chunk) for chunk in chunks]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        if len(chunks) > 1 and torch.is_grad_enabled():
+            return torch.cat([checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks])
+        return torch.cat([one(*chunk) for chunk in chunks])
+
+    @torch.no_grad()
+    def entropies(self, hidden_NH: Tensor, *, temperature: float) -> Tensor:
+        """Entropy (N,) of the next token's distribution, nats, under softmax(logits / temperature)."""
+
+        def one(hidden: Tensor) -> Tensor:
+            logprobs_NV = torch.log_softmax(self.logits(hidden) / temperature, dim=-1)
+            return -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+
+        return torch.cat([one(hidden) for hidden in hidden_NH.split(self._rows_per_chunk())])
+
+    def _rows_per_chunk(self) -> int:
+        vocab_size = int(self.model.get_output_embeddings().weight.shape[0])
+        return max(1, _LOGIT_ELEMENTS_PER_CHUNK // vocab_size)
 
     def scalar(self, head: str, hidden_NH: Tensor) -> Tensor:
         """The head's output (N,) in fp32."""

@@ -175,7 +175,7 @@ def test_padding_changes_no_logprob_value_score_advantage_or_gradient() -> None:
     wide_rollouts = padded(sampled.rollouts, left=3, right=4)
     width = sampled.rollouts.response_ids_BT.shape[1]
     for role in (POLICY, REFERENCE):
-        wide_logprobs, _ = score_tokens(game.backbone, wide_rollouts, game.settings, role=role)
+        wide_logprobs = score_tokens(game.backbone, wide_rollouts, game.settings, role=role)
         narrow = sampled.logprobs_BT if role == POLICY else sampled.reference_logprobs_BT
         torch.testing.assert_close(wide_logprobs[:, :width], narrow, atol=1e-5, rtol=1e-4)
 
@@ -239,13 +239,13 @@ def test_base_and_reference_are_bit_identical_after_training(precision: Precisio
     rollouts = game.sample().rollouts
     # Of a quantized layer this holds codes, scales and code books.
     before = {k: v.clone() for k, v in game.backbone.model.state_dict().items() if ".lora_" not in k}
-    reference, _ = score_tokens(game.backbone, rollouts, game.settings, role=REFERENCE)
+    reference = score_tokens(game.backbone, rollouts, game.settings, role=REFERENCE)
     start = game.weights()
     game.play(3)
     after = {k: v for k, v in game.backbone.model.state_dict().items() if ".lora_" not in k}
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
-    again, _ = score_tokens(game.backbone, rollouts, game.settings, role=REFERENCE)
+    again = score_tokens(game.backbone, rollouts, game.settings, role=REFERENCE)
     assert torch.equal(reference, again)
     assert any(not torch.equal(start[k], w) for k, w in game.weights().items() if k.startswith("policy."))
 

@@ -143,7 +143,8 @@ def test_chunked_logprobs_equal_whole_ones_with_their_gradients(monkeypatch: pyt
         backbone.zero_grad()
         with backbone.role("policy"):
             hidden = backbone.hidden(IDS)[:, :-1].flatten(0, 1)
-            logprobs, entropy = backbone.logprobs(hidden, IDS[:, 1:].flatten(), temperature=0.7)
+            logprobs = backbone.logprobs(hidden, IDS[:, 1:].flatten(), temperature=0.7)
+            entropy = backbone.entropies(hidden, temperature=0.7)
             logprobs.sum().backward()
         gradients = [
             p.grad.clone() for p in backbone.adapter_parameters("policy").values() if p.grad is not None
