@@ -86,7 +86,7 @@ def score(backbone: Backbone, rollouts: Rollouts, role: str, *, rows: int) -> Te
         with backbone.role(role):
             hidden_NH = part.at_response(backbone.hidden(part.input_ids_BL))
         targets_N = part.response_ids_BT[part.response_mask_BT]
-        found_N, _ = backbone.logprobs(hidden_NH, targets_N, temperature=1.0)
+        found_N = backbone.logprobs(hidden_NH, targets_N, temperature=1.0)
         logprobs_BT[start : start + rows, : part.response_ids_BT.shape[1]] = part.spread(found_N)
     return logprobs_BT
 

@@ -281,7 +281,7 @@ def test_samples_logprobs_values_and_scores_do_not_depend_on_batch_mates(precisi
         torch.testing.assert_close(
             alone.rollouts.sampled_logprobs_BT, sampled.rollouts.sampled_logprobs_BT, atol=1e-5, rtol=1e-5
         )
-    logprobs_BT, _ = score_tokens(game.backbone, sampled.rollouts, game.settings, role=POLICY)
+    logprobs_BT = score_tokens(game.backbone, sampled.rollouts, game.settings, role=POLICY)
     torch.testing.assert_close(logprobs_BT, sampled.logprobs_BT, atol=tolerance, rtol=1e-5)
     own_values_BT = score_values(game.backbone, sampled.rollouts, game.settings)
     torch.testing.assert_close(own_values_BT, values_BT, atol=tolerance, rtol=1e-5)
