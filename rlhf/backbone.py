@@ -321,7 +321,7 @@ class Backbone(nn.Module):
         """Last hidden states (B, Q, H) of tokens that follow what `cache` holds, which grows by them.
 
         `mask_BC` says which of the cache's columns, the new ones included, hold tokens of a row. A row's
-        tokens lie next to each other and end in the last column.
+        tokens lie next to each other; several new ones end in the last column.
         """
         num_new = input_ids_BQ.shape[1]
         mask: Tensor | None = mask_BC
@@ -329,7 +329,9 @@ class Backbone(nn.Module):
             mask = mask_BC[:, None, None, :]  # as attention wants it: nothing is left to make
         extra: dict[str, Any] = {}
         if self._takes_positions:
-            extra["position_ids"] = (mask_BC.long().cumsum(-1) - 1).clamp_(min=0)[:, -num_new:]
+            alone = num_new == 1
+            counts = mask_BC.sum(1, keepdim=True) if alone else mask_BC.long().cumsum(-1)[:, -num_new:]
+            extra["position_ids"] = (counts - 1).clamp_(min=0)
         output = self._decoder(
             input_ids=input_ids_BQ, attention_mask=mask, past_key_values=cache, use_cache=True, **extra
         )

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, PreTrainedModel
 
+from rlhf import sampling
 from rlhf.backbone import Backbone
 from rlhf.config import ModelSettings, SamplingSettings
 from rlhf.rollouts import Rollouts, responses_text
@@ -213,3 +214,27 @@ def test_a_response_of_one_token_needs_no_decoding_step() -> None:
     settings = SamplingSettings(max_response_tokens=1, batch_size=4)
     rollouts = draw(small_backbone("policy"), MANY, MANY_KEYS, settings=settings)
     assert rollouts.response_lengths_B.tolist() == [1] * len(MANY)
+
+
+@pytest.mark.parametrize("batch_size", [4, 30])
+def test_steps_of_one_shape_draw_the_same(monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
+    backbone = small_backbone("policy")
+    settings = SETTINGS.model_copy(update={"batch_size": batch_size})
+    free = draw(backbone, MANY, MANY_KEYS, settings=settings)
+    monkeypatch.setattr(sampling, "fixed_shapes_pay", lambda device, settings: True)
+    fixed = draw(backbone, MANY, MANY_KEYS, settings=settings)
+    assert free.response_lists() == fixed.response_lists()
+    torch.testing.assert_close(free.sampled_logprobs_BT, fixed.sampled_logprobs_BT, atol=1e-5, rtol=0)
+
+
+def test_a_slot_that_waits_keeps_within_the_context(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = learned_positions_model()
+    model.config.n_positions = 24
+    model.transformer.wpe = torch.nn.Embedding(24, 32)
+    backbone = other_backbone(tmp_path, model)
+    prompts = [[5, 6, 7, 8] for _ in range(12)]
+    settings = SamplingSettings(max_response_tokens=20, batch_size=12)
+    rollouts = draw(backbone, prompts, [(0, i, 0) for i in range(12)], settings=settings)
+    lengths = rollouts.response_lengths_B
+    assert int(lengths.min()) < 10 < int(lengths.max()) == 20
