@@ -150,7 +150,7 @@ class _Columns:
         """The columns that any slot still needs are those from `begin` on and before `end`."""
         self.valid_SC = torch.zeros((num_slots, capacity), dtype=torch.bool, device=device)
         self.current: Tensor | None = None
-        """The column to write into, on the device, where shapes must not change: then all columns are read."""
+        """The column to write into, on the device, where shapes must stay: then all columns are read."""
 
     @property
     def window_SC(self) -> Tensor:
@@ -335,7 +335,7 @@ class _Decoder:
 
 
 def fixed_shapes_pay(device: torch.device, settings: SamplingSettings) -> bool:
-    """Whether steps of one shape, captured once and replayed, are worth their capture: on CUDA, from a few on."""
+    """Whether to decode in steps of one shape, captured once and replayed: on CUDA, from a few steps on."""
     return device.type == "cuda" and settings.max_response_tokens >= _MIN_STEPS_TO_CAPTURE
 
 
@@ -361,9 +361,7 @@ class _FixedSteps:
             with torch.cuda.graph(graph):
                 self._logits = self._next_logits()
         except RuntimeError as error:
-            print(
-                f"sampling: this model cannot be captured, so it decodes step by step ({error})", flush=True
-            )
+            print(f"sampling: this model's steps cannot be captured, and run as they are ({error})")
         else:
             self._graph = graph
 

@@ -185,10 +185,10 @@ def sliding_model() -> PreTrainedModel:
     )  # fmt: skip
 
 
-def learned_positions_model() -> PreTrainedModel:
+def learned_positions_model(num_positions: int = 64) -> PreTrainedModel:
     return GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.2,
+            vocab_size=60, n_embd=32, n_layer=2, n_head=4, n_positions=num_positions, initializer_range=0.2,
             bos_token_id=1, eos_token_id=2,
         )
     )  # fmt: skip
@@ -229,12 +229,9 @@ def test_steps_of_one_shape_draw_the_same(monkeypatch: pytest.MonkeyPatch, batch
 
 def test_a_slot_that_waits_keeps_within_the_context(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = learned_positions_model()
-    model.config.n_positions = 24
-    model.transformer.wpe = torch.nn.Embedding(24, 32)
-    backbone = other_backbone(tmp_path, model)
-    prompts = [[5, 6, 7, 8] for _ in range(12)]
-    settings = SamplingSettings(max_response_tokens=20, batch_size=12)
-    rollouts = draw(backbone, prompts, [(0, i, 0) for i in range(12)], settings=settings)
+    backbone = other_backbone(tmp_path, learned_positions_model(num_positions=24))
+    prompts = [[5, 6, 7, 8] for _ in range(40)]
+    settings = SamplingSettings(max_response_tokens=20, batch_size=8)
+    rollouts = draw(backbone, prompts, [(0, i, 0) for i in range(40)], settings=settings)
     lengths = rollouts.response_lengths_B
-    assert int(lengths.min()) < 10 < int(lengths.max()) == 20
+    assert int(lengths.min()) < 15 < int(lengths.max()) == 20
