@@ -437,6 +437,7 @@ class Backbone(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(str(folder))
+        _sort_targets(folder / "adapter_config.json")
         self.tokenizer.save_pretrained(str(folder))
 
     def merged(self, name: str) -> "Backbone":
@@ -597,6 +598,14 @@ def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             fix="Give a LoRA adapter.",
         )
     return config, load_file(weights_file)
+
+
+def _sort_targets(file: Path) -> None:
+    """Put the target modules in order: PEFT keeps a set, whose order is another in every process."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(values["target_modules"], list):
+        values["target_modules"].sort()
+    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _lowest_adapter(layers: Sequence[nn.Module], num_adapted: int) -> int:
