@@ -11,6 +11,7 @@
 ##   MEMORY   GiB of each of those devices [what this machine's device has]
 ##   TOKENS   the longest sequence that `make plan` takes for granted, where the recipe sets no length.max_tokens
 ##   CLEAN=1  throw away what the stage has already made, and start it again
+##   BENCH    what `make bench` and `make bench-learning` are told: BENCH="ppo-real --rounds 1" [nothing]
 ##   TESTS    what `make test` passes to pytest: TESTS="tests/unit -k config" [all tests]
 ##   VENV     the virtual environment to make and use; VENV=none: use PYTHON as it is [.venv]
 ##   PYTHON   the Python that makes the environment, or that VENV=none uses [python3]
@@ -25,13 +26,14 @@ ZERO =
 MEMORY =
 TOKENS =
 CLEAN =
+BENCH =
 TESTS =
 VENV ?= .venv
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .PHONY: help install plan sft reward ppo chat demonstrations samples rankings stories hh clean-run
-.PHONY: check lint types test format
+.PHONY: check lint types test format bench bench-learning
 # Goals run one after the other in the order given, also under -j: each needs what the one before published.
 .NOTPARALLEL:
 
@@ -89,6 +91,14 @@ stories: demonstrations sft samples rankings reward ppo ## the whole loop on sto
 
 hh: CONFIG = configs/hh/recipe.yaml
 hh: sft reward ppo ## the three stages on HH-RLHF transcripts (give MODEL, and the data by SET)
+
+bench: install ## race PPO and reward training against TRL: time and memory
+	$(python) -m benchmarks $(BENCH)
+
+bench-learning: CONFIG = configs/stories/recipe.yaml
+bench-learning: install ## race PPO against TRL on the stories task: who learns sooner (give MODEL)
+	$(python) -m benchmarks.learning --config $(call quoted,$(CONFIG)) \
+	  $(if $(MODEL),--model $(call quoted,$(MODEL))) $(SET) $(BENCH)
 
 clean-run: ## delete the folder runs/RUN (give RUN)
 	@case $(call quoted,$(RUN)) in \

@@ -11,10 +11,8 @@ made) less what importing had left resident; on CUDA the allocator's highest sum
 """
 
 import argparse
-import gc
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,9 +22,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
+from benchmarks.machine import describe_code, describe_machine
+from benchmarks.memory import PeakMemory
 from rlhf.config import Recipe, load_recipe, write_yaml
 from rlhf.errors import UserError, run_command
-from rlhf.manifest import git_state
 
 SHAPES: dict[str, dict[str, Any]] = {
     "weights": {
@@ -72,7 +71,6 @@ SHAPES: dict[str, dict[str, Any]] = {
 CHECKED = ("weights", "logits", "activations")
 _GIB = 2**30
 _PACKAGES = ("torch", "transformers", "peft")
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -109,7 +107,7 @@ def compared(name: str, device: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         recipe = recipe_of(name, Path(folder))
         on_cuda = device == "cuda"
-        sketch = Sketch.of(recipe.model, precision=recipe.model.precision, on_cuda=on_cuda)
+        sketch = Sketch.of(recipe.model, on_cuda=on_cuda)
         plan = plan_ppo(Request(recipe, sketch, Devices(on_cuda=on_cuda)))
     iteration = max(
         (phase for phase in plan.phases if phase.name != "measuring"), key=lambda phase: phase.total
@@ -135,13 +133,13 @@ def measured(name: str, device: str) -> dict[str, Any]:
     An iteration of a toy goes first: what is imported or set up at first use is no part of the increment.
     """
     run_iteration("toy", device)
-    peak, started = _Peak(device), time.perf_counter()
+    peak, started = PeakMemory(device), time.perf_counter()
     until = run_iteration(name, device, peak)
     seconds = time.perf_counter() - started
-    return {"measured_bytes": peak.increment(), "measured_until": until, "seconds": seconds}
+    return {"measured_bytes": increment(peak), "measured_until": until, "seconds": seconds}
 
 
-def run_iteration(name: str, device: str, peak: "_Peak | None" = None) -> dict[str, int]:
+def run_iteration(name: str, device: str, peak: PeakMemory | None = None) -> dict[str, int]:
     """Sample, score and train once; the peak increments after each."""
     import torch
 
@@ -164,15 +162,15 @@ def run_iteration(name: str, device: str, peak: "_Peak | None" = None) -> dict[s
     backbone.eos_ids = (network.config.vocab_size,)  # no token: every response has the greatest length
     prompts, keys = PromptSet(ids, [""] * num), [(0, row, 0) for row in range(num)]
     if peak:
-        until["made"] = peak.increment()
+        until["made"] = increment(peak)
     sampled = collect(backbone, prompts, keys, reward, settings, role=POLICY, seed=0)
     values_BT = score_values(backbone, sampled.rollouts, settings)
     if peak:
-        until["sampled and scored"] = peak.increment()
+        until["sampled and scored"] = increment(peak)
     batch, _ = experience(sampled, values_BT, settings, kl_coefficient=0.05)
     updater.update(batch, iteration=0)
     if peak:
-        until["trained"] = peak.increment()
+        until["trained"] = increment(peak)
     assert int(sampled.rollouts.response_lengths_B.min()) == settings.sampling.max_response_tokens
     return until
 
@@ -209,56 +207,20 @@ def machine(device: str) -> dict[str, Any]:
     """What the figures were measured on, and with which code."""
     import torch
 
-    revision, dirty = git_state(Path(__file__))
-    processor = next(
-        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.machine(),
-    )
     return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else processor,
-        "system": f"{platform.system()} {platform.machine()}",
+        **describe_machine(),
+        **describe_code(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
         "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
         **{package: version(package) for package in _PACKAGES},
-        "commit": revision,
-        "dirty": dirty,
         "allocator": {k: v for k, v in os.environ.items() if k.startswith(("MALLOC_", "GLIBC_"))},
     }
 
 
-class _Peak:
-    """Made after the last import and before the first tensor."""
-
-    def __init__(self, device: str) -> None:
-        gc.collect()
-        self._on_cuda = device == "cuda"
-        if self._on_cuda:
-            import torch
-
-            torch.cuda.reset_peak_memory_stats()
-            return
-        _CLEAR.write_text("5")
-        self._before = _status_bytes("VmRSS")
-
-    def increment(self) -> int:
-        """Bytes of the highest sum until now."""
-        if self._on_cuda:
-            import torch
-
-            return int(torch.cuda.max_memory_allocated())
-        return _status_bytes("VmHWM") - self._before
-
-
-def _status_bytes(key: str) -> int:
-    line = next(line for line in _lines(str(_STATUS)) if line.startswith(f"{key}:"))
-    return int(line.split()[1]) * 1024
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
+def increment(peak: PeakMemory) -> int:
+    """Bytes of the highest sum until now: the device's, if it has an allocator of its own."""
+    memory = peak.take()
+    return memory.increment_bytes if memory.device_peak_bytes is None else memory.device_peak_bytes
 
 
 def _network(folder: Path) -> Any:

@@ -28,8 +28,7 @@ def main(argv: Sequence[str]) -> int:
     from plan.table import render
 
     devices = _devices(recipe, arguments)
-    precision = arguments.precision or recipe.model.precision
-    sketch = Sketch.of(recipe.model, precision=precision, on_cuda=devices.on_cuda)
+    sketch = Sketch.of(recipe.model, on_cuda=devices.on_cuda)
     plans = plan_recipe(Request(recipe, sketch, devices, tokens=arguments.tokens))
     print(render(sketch, plans, devices))
     return 0
@@ -42,9 +41,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--zero", type=int, choices=range(4), default=0, help="DeepSpeed's ZeRO stage [0]")
     parser.add_argument(
         "--memory", type=float, metavar="GIB", help="memory of one device [this machine's device's]"
-    )
-    parser.add_argument(
-        "--precision", metavar="NAME", help="fp32, bf16, int8 or nf4 [the recipe's model.precision]"
     )
     parser.add_argument(
         "--tokens", type=int, metavar="N", help="longest sequence, where the recipe sets no length.max_tokens"

@@ -16,14 +16,13 @@ from transformers.pytorch_utils import Conv1D
 
 from plan.ledger import Ledger, Profile, extrapolated
 from rlhf.backbone import Backbone, check_model_path, loading, quiet_transformers
-from rlhf.config import LoraSettings, ModelSettings
+from rlhf.config import LoraSettings, ModelSettings, Precision
 from rlhf.errors import UserError
 from rlhf.trunk import decoder_layers
 from sft.scratch import model_config
 
 # Shapes: O and I are a linear layer's output and input features.
 
-PRECISIONS = ("fp32", "bf16", "int8", "nf4")
 QUANTIZED = ("int8", "nf4")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _NF4_BLOCK, _NF4_GROUP = 64, 256
@@ -38,24 +37,21 @@ class Sketch:
 
     config: Any
     """A `PretrainedConfig`."""
-    precision: str
+    precision: Precision
     compute: torch.dtype
     """What a layer computes in; of a quantized base, also the type of all that is not quantized."""
     attention: str
     trust_remote_code: bool = False
 
     @staticmethod
-    def of(settings: ModelSettings, *, precision: str, on_cuda: bool) -> "Sketch":
+    def of(settings: ModelSettings, *, on_cuda: bool) -> "Sketch":
         """The model that a recipe names, from its config; no weight is read.
 
         Raises:
-            UserError: there is no such model, its config cannot be read, or the precision is unknown.
+            UserError: there is no such model, or its config cannot be read.
         """
-        if precision not in PRECISIONS:
-            raise UserError(
-                f"unknown precision `{precision}`", where="precision", fix=f"Known: {', '.join(PRECISIONS)}."
-            )
         quiet_transformers()
+        precision = settings.precision
         # Quantized layers compute as `model.precision` documents it: in bf16 on CUDA, in fp32 elsewhere.
         compute = _DTYPES.get(precision, torch.bfloat16 if on_cuda else torch.float32)
         # Flash attention and torch's fused kernels keep the same: no scores, and one number for each row.
@@ -66,7 +62,7 @@ class Sketch:
             _ = sketch.network
         return sketch
 
-    def held_as(self, precision: str) -> "Sketch":
+    def held_as(self, precision: Precision) -> "Sketch":
         """The same model, unquantized in another precision."""
         return replace(self, precision=precision, compute=_DTYPES[precision])
 
@@ -93,7 +89,7 @@ class Sketch:
         return int(length or 2**31)
 
     @property
-    def stored_precision(self) -> str:
+    def stored_precision(self) -> Precision:
         """What the checkpoint says its weights are in, as near as training comes to it."""
         stored = getattr(self._text(self.config), "dtype", None) or getattr(self.config, "dtype", None)
         return "bf16" if stored in (torch.bfloat16, torch.float16) else "fp32"

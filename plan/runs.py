@@ -23,7 +23,7 @@ from trl.trainer import utils as trl_utils
 from plan.ledger import ACTIVATIONS, KV_CACHE, LOGITS, TRUNK, Ledger
 from rlhf.backbone import Backbone
 from rlhf.config import LoraSettings, SamplingSettings
-from rlhf.sampling import _Columns, _Drawn, _SlotLayer
+from rlhf.sampling import _Columns, _Drawn, _SlotLayer, fixed_shapes_pay
 
 # Shapes: B sequences, L tokens of a sequence, N response tokens, H hidden size, S slots, P prompt tokens.
 
@@ -91,39 +91,39 @@ def scoring(batch: Batch, *, role: str, with_logits: bool, below: bool) -> Run:
                 ledger.book(LOGITS)
                 with ledger.section("logits"):
                     backbone.logprobs(hidden_NH, _ids(len(hidden_NH)), temperature=0.9)
+                    backbone.entropies(hidden_NH, temperature=0.9)
                 ledger.book(ACTIVATIONS)
 
     return run
 
 
-def sampling(num_rows: int, prompt_tokens: int, settings: SamplingSettings, *, role: str) -> Run:
-    """A prompt pass for every slot, into a cache in use, and the last step of the longest responses."""
+def sampling(
+    num_rows: int, prompt_tokens: int, settings: SamplingSettings, *, role: str, on_cuda: bool = False
+) -> Run:
+    """A prompt pass for all slots, the last step of the longest responses, prompts beside a cache in use."""
     slots, plain = min(settings.batch_size, num_rows), settings.model_copy(update={"stop": []})
-    room = settings.max_response_tokens
-    longest = prompt_tokens + room
+    refills, longest = num_rows > slots, prompt_tokens + settings.max_response_tokens
+    device = torch.device("cpu")
 
     def run(backbone: Backbone, ledger: Ledger) -> None:
         if not backbone.has_plain_cache:
             _decode_in_batches(backbone, ledger, slots, longest, role)
             return
-        device = torch.device("cpu")
-        refills = num_rows > slots
         columns = _Columns(slots, longest + (max(16, longest // 2) if refills else 0), device)
+        if fixed_shapes_pay(torch.device("cuda" if on_cuda else "cpu"), settings):
+            columns.current = torch.zeros(1, dtype=torch.long)
         columns.end = prompt_tokens
         layers = [_SlotLayer(columns) for _ in backbone.trunk.layers]
-        drawn = _Drawn(backbone, [[0] * prompt_tokens] * slots, torch.zeros(slots, room).double(), plain)
-        prompts, mask = _ids(slots, prompt_tokens), _mask(slots, prompt_tokens).bool()
+        uniforms = torch.zeros(slots, settings.max_response_tokens).double()
+        drawn = _Drawn(backbone, [[0] * prompt_tokens] * slots, uniforms, plain)
         with backbone.role(role), torch.inference_mode():
-            for name in ("prompts", "refill")[: 1 + refills]:
-                _admit(backbone, ledger, layers, prompts, mask, name=name)
-            columns.end = columns.capacity
-            window, cache = columns.valid_SC[:, -longest:], Cache(layers=list(layers))
-            columns.begin = columns.capacity - longest
-            with ledger.section("decoding"):
-                hidden = backbone.next_hidden(_ids(slots, 1), window, cache)
-                ledger.book(LOGITS)
-                drawn.draw(torch.arange(slots), backbone.logits(hidden[torch.arange(slots), -1]))
-        ledger.book(ACTIVATIONS)
+            prompts = _ids(slots, prompt_tokens)
+            _admit(backbone, ledger, layers, drawn, prompts, "prompts")
+            columns.begin, columns.end = columns.capacity - longest, columns.capacity
+            captured = _decode(backbone, ledger, layers, drawn)
+            if refills:
+                _admit(backbone, ledger, layers, drawn, prompts, "refill")
+            del captured
 
     return run
 
@@ -224,7 +224,7 @@ def _forward_backward(
         ledger.head_follows(hidden_NH)
     with ledger.section("head"), backbone.role(role):
         if with_logits:
-            values_N, _ = backbone.logprobs(hidden_NH, _ids(len(hidden_NH)), temperature=0.9)
+            values_N = backbone.logprobs(hidden_NH, _ids(len(hidden_NH)), temperature=0.9)
         else:
             values_N = backbone.scalar(role, hidden_NH)
         loss = values_N.exp().sum()
@@ -245,20 +245,14 @@ def _states(backbone: Backbone, batch: Batch) -> Tensor:
 
 
 def _admit(
-    backbone: Backbone,
-    ledger: Ledger,
-    layers: list[_SlotLayer],
-    prompts_SP: Tensor,
-    mask_SP: Tensor,
-    *,
-    name: str,
+    backbone: Backbone, ledger: Ledger, layers: list[_SlotLayer], drawn: _Drawn, prompts_SP: Tensor, name: str
 ) -> None:
-    """Run prompts into a cache of their own and lay it into the slots; a section for each, under `name`."""
+    """Run prompts in a cache of their own, lay it into the slots and draw: two sections."""
     cache = Cache(layers=[_BookedLayer(ledger) for _ in layers])
     with ledger.section(name):
-        hidden_SPH = backbone.next_hidden(prompts_SP, mask_SP, cache)
-    ledger.book(KV_CACHE)
+        hidden_SPH = backbone.next_hidden(prompts_SP, _mask(*prompts_SP.shape).bool(), cache)
     slots = torch.arange(len(prompts_SP))
+    ledger.book(KV_CACHE)
     with ledger.section(f"{name}, laid in"):
         for layer, given in zip(layers, cache.layers, strict=True):
             assert isinstance(given, DynamicLayer)
@@ -266,8 +260,27 @@ def _admit(
             assert given.values is not None
             layer.put(slots, given.keys, given.values)
         ledger.book(LOGITS)
-        backbone.logits(hidden_SPH[:, -1])
+        drawn.draw(slots, backbone.logits(hidden_SPH[:, -1]))
     ledger.book(ACTIVATIONS)
+
+
+def _decode(backbone: Backbone, ledger: Ledger, layers: list[_SlotLayer], drawn: _Drawn) -> Tensor | None:
+    """One step of all slots; what a captured graph keeps of it for the steps to come."""
+    columns, slots = layers[0].columns, torch.arange(len(drawn.lengths_R))
+    before, captured = ledger.alive.total(), None
+    with ledger.section("decoding"):
+        hidden = backbone.next_hidden(_ids(len(slots), 1), columns.window_SC, Cache(layers=list(layers)))
+        ledger.book(LOGITS)
+        if columns.current is None:
+            logits = backbone.logits(hidden[slots, -1])
+        else:
+            shape = backbone.logits(hidden[:, -1]).shape
+            del hidden
+            captured = torch.empty(ledger.peaks["decoding"].total() - before, dtype=torch.uint8)
+            logits = torch.zeros(shape)
+        drawn.draw(slots, logits)
+    ledger.book(ACTIVATIONS)
+    return captured
 
 
 def _decode_in_batches(backbone: Backbone, ledger: Ledger, slots: int, longest: int, role: str) -> None:

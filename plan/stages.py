@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from plan import runs
-from plan.ledger import ACTIVATIONS, GRADIENTS, TRUNK, Profile
+from plan.ledger import GRADIENTS, TRUNK, Profile
 from plan.memory import Devices, Phase, Resident, StagePlan, phase
 from plan.model import QUANTIZED, Sketch
 from plan.runs import Batch
@@ -103,13 +103,15 @@ def plan_sft(request: Request) -> StagePlan:
         phases.append(
             phase("training", resident, sketch.profile({}, run, wrap=runs.fine_tuned(lora)), devices)
         )
-        phases.append(phase("update", resident, _step(resident, devices, fused=True), devices))
+        phases.append(phase("update", resident, _step(resident), devices))
     limit = min(_MEASURED_TOKENS, _MEASURED_LOGITS // sketch.network.config.get_text_config().vocab_size)
     run = runs.held_out(Batch.within(limit, 2**31, tokens=tokens, response_tokens=0))
     measured = sketch.profile({}, run, wrap=runs.fine_tuned(lora))
     phases.append(phase("measuring", resident, measured, devices))
     if settings.num_samples:
-        run = runs.sampling(settings.num_samples, prompt, settings.sampling, role="reference")
+        run = runs.sampling(
+            settings.num_samples, prompt, settings.sampling, role="reference", on_cuda=devices.on_cuda
+        )
         drawn = sketch.profile({}, run, per_trained_layer=False)
         phases.append(phase("sampling", resident, drawn, devices))
     return StagePlan("sft", tuple(phases), request.notes("sft", settings.length.max_tokens))
@@ -128,12 +130,16 @@ def plan_reward(request: Request) -> StagePlan:
     trains = _profile(sketch, adapters, run, checkpointing=settings.gradient_checkpointing)
     scores = _profile(sketch, adapters, runs.scoring(batch, role=_REWARD, with_logits=False, below=False))
     run = runs.sampling(
-        request.each(settings.num_normalization_samples), prompt, settings.sampling, role="reference"
+        request.each(settings.num_normalization_samples),
+        prompt,
+        settings.sampling,
+        role="reference",
+        on_cuda=devices.on_cuda,
     )
     draws = sketch.profile(adapters, run, per_trained_layer=False)
     phases = (
         phase("training", resident, trains, devices),
-        phase("update", resident, _step(resident, devices), devices),
+        phase("update", resident, _step(resident), devices),
         phase("sampling", resident, draws, devices),
         phase("scoring", resident, scores, devices),
     )
@@ -159,7 +165,7 @@ def plan_ppo(request: Request) -> StagePlan:
 
     @functools.cache
     def drawing(num: int) -> Profile:
-        run = runs.sampling(num, prompt, settings.sampling, role=_POLICY)
+        run = runs.sampling(num, prompt, settings.sampling, role=_POLICY, on_cuda=devices.on_cuda)
         return sketch.profile(adapters, run, per_trained_layer=False)
 
     @functools.cache
@@ -186,7 +192,7 @@ def plan_ppo(request: Request) -> StagePlan:
         of("sampling", drawing(min(rows, refills)), 0),
         of("scoring", scoring(batch(rows)), rows),
         of("training", training, rows + step_rows),
-        of("update", _step(resident, devices), rows + step_rows),
+        of("update", _step(resident), rows + step_rows),
         max(measuring, key=lambda each: each.total),
     )
     return StagePlan("ppo", phases, request.notes("ppo", settings.length.max_tokens))
@@ -227,9 +233,6 @@ def _profile(
     return sketch.profile(adapters, runs.checkpointed(run) if checkpointing else run)
 
 
-def _step(resident: Resident, devices: Devices, *, fused: bool = False) -> Profile:
-    """The optimizer's step: all gradients; on CUDA, unless it is fused, the roots of all second moments."""
-    rows = Counter({GRADIENTS: resident.gradients})
-    if devices.on_cuda and not fused:
-        rows[ACTIVATIONS] = devices.share(resident.gradients, from_zero=1)
-    return {"step": rows}
+def _step(resident: Resident) -> Profile:
+    """The optimizer's step: all gradients. AdamW is fused, and makes nothing on the way."""
+    return {"step": Counter({GRADIENTS: resident.gradients})}

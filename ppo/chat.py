@@ -6,6 +6,7 @@ policy, `/new` forgets the conversation.
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from typing import cast
@@ -33,6 +34,8 @@ def main(argv: Sequence[str]) -> int:
     require(run, "ppo")
     if arguments.temperature is not None and not arguments.temperature > 0:
         raise UserError("the temperature must be above 0", where="--temperature", fix="Try 0.7.")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # what is piped in need not be UTF-8
     talk = Conversation(recipe, temperature=arguments.temperature, seed=arguments.noise)
     for line in _lines(sys.stdin.isatty()):
         try:

@@ -7,13 +7,15 @@ import torch
 
 from ppo.config import PPOSettings
 from ppo.models import RewardSource
-from ppo.rollout import PromptSet, Sampled, collect, final_scores
+from ppo.rollout import PromptSet, Sampled, collect, final_scores, score_tokens
 from rlhf.backbone import REFERENCE, Backbone
 from rlhf.evaluation import best_of_n_kl, distinct_n
+from rlhf.rollouts import from_lists
 from rlhf.scorers import Scorer
 
 EVALUATION = 2**40
 """Stands where the iteration stands in a noise key: no training rollout shares an evaluation's noise."""
+_NUM_GAP_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,20 @@ class Evaluator:
         if gold is not None:
             figures["gold_mean"] = sum(gold) / len(gold)
         return figures
+
+
+def merged_gap(sampled: Sampled, merged: Backbone, settings: PPOSettings) -> dict[str, float]:
+    """How far `merged` is from the policy that drew `sampled`: |Δ log-probability|, nats per token.
+
+    An adapter trained on a quantized base is another policy on full-precision weights; merging into bf16
+    rounds. At most the first `_NUM_GAP_ROWS` responses are compared, on the CPU, where `merged` is.
+    """
+    rows = sampled.rollouts.select(range(min(_NUM_GAP_ROWS, len(sampled.rollouts))))
+    rollouts = from_lists(rows.prompt_lists(), rows.response_lists(), merged)
+    ours_BT = sampled.logprobs_BT[: len(rows), : rows.response_ids_BT.shape[1]].cpu()
+    theirs_BT = score_tokens(merged, rollouts, settings, role=REFERENCE)
+    gap_N = (ours_BT - theirs_BT)[rollouts.response_mask_BT].abs()
+    return {"merged_gap_nats_mean": float(gap_N.mean()), "merged_gap_nats_max": float(gap_N.max())}
 
 
 def side_by_side(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo.config import PPOSettings
-from reward.model import load_reward
+from reward.model import RewardModel, load_reward, measure_normalization
 from rlhf.backbone import Backbone
 from rlhf.rollouts import Rollouts
 from rlhf.scorers import load_scorer
@@ -33,11 +33,8 @@ class RewardSource(Protocol):
 class AdapterReward:
     """The reward stage's adapter on the backbone: normalized score at the last real token."""
 
-    def __init__(
-        self, backbone: Backbone, folder: Path, *, expected_base_sha256: str, max_tokens: int
-    ) -> None:
-        self.model = load_reward(backbone, folder, expected_base_sha256=expected_base_sha256)
-        self._backbone, self._max_tokens = backbone, max_tokens
+    def __init__(self, model: RewardModel, *, max_tokens: int) -> None:
+        self.model, self._backbone, self._max_tokens = model, model.backbone, max_tokens
 
     def score(self, rollouts: Rollouts, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         del prompts, responses
@@ -60,9 +57,17 @@ class FunctionReward:
 
 
 def build_roles(
-    backbone: Backbone, settings: PPOSettings, *, reward_folder: Path | None, base_sha256: str, seed: int
+    backbone: Backbone,
+    settings: PPOSettings,
+    *,
+    reward_folder: Path | None,
+    base_sha256: str,
+    prompts: Sequence[Sequence[int]] = (),
+    seed: int,
 ) -> RewardSource:
     """Add the adapters and heads of every role; returns the reward.
+
+    `prompts` serve where the reward model must be normalized anew: see `normalized_here`.
 
     Raises:
         UserError: the reward adapter was trained on another base, or the scorer cannot be loaded.
@@ -70,9 +75,9 @@ def build_roles(
     reward: RewardSource
     if settings.reward == "adapter":
         assert reward_folder is not None
-        reward = AdapterReward(
-            backbone, reward_folder, expected_base_sha256=base_sha256, max_tokens=settings.micro_batch_tokens
-        )
+        model = load_reward(backbone, reward_folder, expected_base_sha256=base_sha256)
+        model = normalized_here(model, prompts, settings, seed=seed)
+        reward = AdapterReward(model, max_tokens=settings.micro_batch_tokens)
     else:
         reward = FunctionReward(settings.reward)
     backbone.add_adapter(POLICY, settings.lora, seed=seed)
@@ -86,6 +91,34 @@ def build_roles(
     if settings.gradient_checkpointing:
         backbone.enable_gradient_checkpointing()
     return reward
+
+
+def normalized_here(
+    model: RewardModel, prompts: Sequence[Sequence[int]], settings: PPOSettings, *, seed: int
+) -> RewardModel:
+    """`model` with offset and spread measured again, if it was trained on its base in another precision.
+
+    Quantization moves the raw scores of all samples together. Measured are samples of the SFT policy on
+    `prompts`, as many as the reward stage took; the same in every start of a run.
+    """
+    card, precision = model.card, model.backbone.precision
+    if card.precision == precision:
+        return model
+    measured = measure_normalization(
+        model.backbone,
+        prompts,
+        settings.sampling,
+        num_samples=card.num_reference_samples,
+        max_tokens=settings.micro_batch_tokens,
+        seed=seed,
+    )
+    print(
+        f"ppo: the reward model was normalized on an {card.precision} base, and this one is {precision}; "
+        f"measured again on {card.num_reference_samples} samples: offset {card.offset:+.3f} → "
+        f"{measured.offset:+.3f}, spread {card.spread:.3f} → {measured.spread:.3f}"
+    )
+    changes = {"precision": precision, "offset": measured.offset, "spread": measured.spread}
+    return RewardModel(model.backbone, card.model_copy(update=changes))
 
 
 def _start_from_reward(head: nn.Linear, backbone: Backbone, reward: AdapterReward) -> None:

@@ -36,7 +36,7 @@ class PromptSet:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Responses with what the policy and the reference think of them."""
+    """Responses with what the role that sampled and the reference think of them."""
 
     rollouts: Rollouts
     prompts: list[str]
@@ -47,6 +47,7 @@ class Sampled:
     """Of the role that sampled, by a full forward pass: PPO's *old* log-probabilities."""
     reference_logprobs_BT: Tensor
     entropy_BT: Tensor
+    """Of the distribution that each token was drawn from, nats."""
 
     @property
     def mask_BT(self) -> Tensor:
@@ -106,28 +107,39 @@ def collect(
     rollouts = rollouts.with_trunk(backbone, settings.micro_batch_tokens)
     responses = responses_text(backbone, rollouts, settings.sampling)
     scores_B = reward.score(rollouts, prompts.texts, responses)
-    logprobs_BT, entropy_BT = score_tokens(backbone, rollouts, settings, role=role)
+    entropy_BT = torch.zeros(rollouts.response_mask_BT.shape, device=backbone.device)
+    logprobs_BT = score_tokens(backbone, rollouts, settings, role=role, entropy_BT=entropy_BT)
     if role == REFERENCE:
         reference_BT = logprobs_BT
     else:
-        reference_BT, _ = score_tokens(backbone, rollouts, settings, role=REFERENCE)
+        reference_BT = score_tokens(backbone, rollouts, settings, role=REFERENCE)
     return Sampled(rollouts, list(prompts.texts), responses, scores_B, logprobs_BT, reference_BT, entropy_BT)
 
 
 @torch.no_grad()
 def score_tokens(
-    backbone: Backbone, rollouts: Rollouts, settings: PPOSettings, *, role: str
-) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy (B, T) of every response token under `role`, temperature included."""
+    backbone: Backbone,
+    rollouts: Rollouts,
+    settings: PPOSettings,
+    *,
+    role: str,
+    entropy_BT: Tensor | None = None,
+) -> Tensor:
+    """Log-probability (B, T) of every response token under `role`, temperature included.
+
+    With `entropy_BT`, zeros of the same shape, the entropies are put into it.
+    """
     logprobs_BT = torch.zeros(rollouts.response_mask_BT.shape, device=backbone.device)
-    entropy_BT = torch.zeros_like(logprobs_BT)
+    temperature = settings.sampling.temperature
     with backbone.role(role):
         for rows, part in rollouts.micro_batches(settings.micro_batch_tokens):
-            logprobs_N, entropy_N = response_logprobs(backbone, part, settings.sampling.temperature)
+            hidden_NH = response_hidden(backbone, part)
             width = part.response_ids_BT.shape[1]
+            logprobs_N = backbone.logprobs(hidden_NH, part.response_tokens_N, temperature=temperature)
             logprobs_BT[rows, :width] = part.spread(logprobs_N)
-            entropy_BT[rows, :width] = part.spread(entropy_N)
-    return logprobs_BT, entropy_BT
+            if entropy_BT is not None:
+                entropy_BT[rows, :width] = part.spread(backbone.entropies(hidden_NH, temperature=temperature))
+    return logprobs_BT
 
 
 @torch.no_grad()
@@ -141,8 +153,8 @@ def score_values(backbone: Backbone, rollouts: Rollouts, settings: PPOSettings) 
     return values_BT
 
 
-def response_logprobs(backbone: Backbone, part: Rollouts, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy (N,) of a micro-batch's real response tokens, in the current role."""
+def response_logprobs(backbone: Backbone, part: Rollouts, temperature: float) -> Tensor:
+    """Log-probability (N,) of a micro-batch's real response tokens, in the current role."""
     hidden_NH = response_hidden(backbone, part)
     return backbone.logprobs(hidden_NH, part.response_tokens_N, temperature=temperature)
 

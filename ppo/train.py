@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ppo.config import PPOSettings
 from ppo.data import Prompts, load_prompts
-from ppo.evaluate import Evaluator, Measurement, side_by_side
+from ppo.evaluate import Evaluator, Measurement, merged_gap, side_by_side
 from ppo.kl import adapt, k3
 from ppo.models import POLICY, build_roles
 from ppo.rollout import Sampled, collect, experience, final_scores, schedule_prompts, score_values
@@ -37,14 +37,15 @@ class PPO:
         run, device = recipe.run_folder, start_process(recipe.run)
         sft = artifacts.require(run, "sft")
         self.backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=device)
+        self.data: Prompts = load_prompts(self.backbone, settings, seed=self.seed, run_folder=run)
         self.reward = build_roles(
             self.backbone,
             settings,
             reward_folder=run / "reward" / "model" if settings.reward == "adapter" else None,
             base_sha256=base_identity(sft),
+            prompts=self.data.train.ids,
             seed=self.seed,
         )
-        self.data: Prompts = load_prompts(self.backbone, settings, seed=self.seed, run_folder=run)
         self.updater = Updater(self.backbone, settings, seed=self.seed)
         gold = settings.evaluation.gold
         self.evaluator = Evaluator(
@@ -162,8 +163,12 @@ def finish(ppo: PPO, stage: StageRun, tracker: Tracker, before: Measurement) -> 
             POLICY, folder, task_type="CAUSAL_LM", base_path="sft/model"
         )
     }
+    results = _table(before, after, best)
     if settings.export_merged:
-        outputs["merged"] = lambda folder: ppo.backbone.export_merged(POLICY, folder)
+        merged = ppo.backbone.merged(POLICY)
+        figures |= merged_gap(after.sampled, merged, settings)
+        outputs["merged"] = merged.save
+        results.append(("merged, from the policy", f"{figures['merged_gap_nats_mean']:.1e} nats per token"))
     manifest = stage.publish(
         outputs, metrics=figures, accounts=ppo.data.account.to_json(), wandb_url=tracker.url
     )
@@ -173,7 +178,7 @@ def finish(ppo: PPO, stage: StageRun, tracker: Tracker, before: Measurement) -> 
     )
     print_result(
         "ppo",
-        [*_table(before, after, best), ("policy adapter", str(stage.folder / "model"))],
+        [*results, ("policy adapter", str(stage.folder / "model"))],
         next_command=stage.next_command("chat"),
     )
 
@@ -195,6 +200,7 @@ def describe(
         "kl_k3_nats_per_response": float(torch.where(mask_BT, k3_BT, 0).sum(1).mean()),
         "response_tokens_mean": float(rollouts.response_lengths_B.float().mean()),
         "eos_rate": float(rollouts.ended_B.float().mean()),
+        "entropy": float(masked_mean(sampled.entropy_BT, mask_BT)),
         "value_mean": float(masked_mean(values_BT, mask_BT)),
         "value_explained_variance": float(explained),
         "advantage_std": float(masked_variance(advantages_BT, mask_BT).sqrt()),

@@ -13,6 +13,7 @@ from ppo.losses import policy_loss, value_loss
 from ppo.models import POLICY, VALUE
 from ppo.rollout import Experience, response_hidden, response_logprobs, value_role
 from rlhf.backbone import Backbone
+from rlhf.checkpoints import FUSED_ON
 from rlhf.guard import FiniteGuard
 from rlhf.rollouts import Rollouts
 
@@ -53,6 +54,7 @@ class Updater:
             ],
             eps=1e-5,
             weight_decay=0.0,
+            fused=backbone.device.type in FUSED_ON,
         )
         self.guard = FiniteGuard("ppo", "Lower ppo.policy_learning_rate, or raise ppo.kl.coefficient.")
 
@@ -113,7 +115,7 @@ class Updater:
 
     def _policy_backward(self, part: Rollouts, old_N: Tensor, advantages_N: Tensor, sums: StepSums) -> None:
         with self.backbone.role(POLICY):
-            logprobs_N, entropy_N = response_logprobs(self.backbone, part, self.settings.sampling.temperature)
+            logprobs_N = response_logprobs(self.backbone, part, self.settings.sampling.temperature)
         loss, clipped_N = policy_loss(
             logprobs_N, old_N, advantages_N, clip_range=self.settings.clip_range, num_tokens=sums.num_tokens
         )
@@ -125,7 +127,6 @@ class Updater:
                     "ratio": (logprobs_N - old_N).exp().sum(),
                     "approx_kl": k3(old_N, logprobs_N).sum(),
                     "policy_clip_fraction": clipped_N.sum(),
-                    "entropy": entropy_N.sum(),
                 }
             )
 

@@ -8,21 +8,27 @@ policy's own samples mean 0 and variance 1.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf.backbone import Backbone, load_score_head
+from rlhf.backbone import REFERENCE, Backbone, load_score_head
+from rlhf.config import Precision, SamplingSettings
 from rlhf.errors import UserError
 from rlhf.manifest import MODEL, Manifest, Record
+from rlhf.sampling import sample
 from rlhf.storage import sha256_file
 
-# Shapes: B sequences, L tokens of a padded sequence, H hidden size.
+# Shapes: B sequences, L tokens of a padded sequence, H hidden size, S samples.
 
 ROLE = "reward"
 CARD_FILE = "reward.json"
+NORMALIZATION = 2**41
+"""Stands where an iteration would in a noise key: no rollout of a later stage shares this noise."""
 _WEIGHTS = (".safetensors", ".bin")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
@@ -33,7 +39,7 @@ class RewardCard(Record):
     schema_version: Literal[1] = 1
     base_sha256: str
     """Identity of the base model: see `base_identity`."""
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     """Precision of the base when offset and spread were measured."""
     offset: float
     """Mean raw score of the SFT policy's own samples."""
@@ -60,6 +66,25 @@ class RewardCard(Record):
                 fix="Give the folder that the reward stage published, runs/<name>/reward/model.",
             )
         return RewardCard.read(path)
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Raw scores of the SFT policy's own samples."""
+
+    scores_S: Tensor
+    """In float64."""
+    num_ended: int
+    """Samples that ended by themselves."""
+
+    @property
+    def offset(self) -> float:
+        return float(self.scores_S.mean())
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation, or 1 if all scores are equal."""
+        return float(self.scores_S.std(correction=0)) or 1.0
 
 
 class RewardModel:
@@ -104,6 +129,35 @@ def load_reward(backbone: Backbone, folder: Path, *, expected_base_sha256: str) 
     backbone.load_adapter(ROLE, folder)
     load_score_head(backbone.add_head(ROLE, bias=False), folder)
     return RewardModel(backbone, card)
+
+
+def measure_normalization(
+    backbone: Backbone,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingSettings,
+    *,
+    num_samples: int,
+    max_tokens: int,
+    seed: int,
+) -> Normalization:
+    """Score `num_samples` samples of the SFT policy (the role `reference`) with the role `reward`.
+
+    Every prompt is used once before any is used again. A forward pass takes `max_tokens` padded tokens.
+    """
+    order = np.random.default_rng([seed, NORMALIZATION]).permutation(len(prompts))
+    places = range(num_samples)
+    rows = [int(order[place % len(order)]) for place in places]
+    rollouts = sample(
+        backbone,
+        [prompts[row] for row in rows],
+        role=REFERENCE,
+        settings=sampling,
+        keys=[(NORMALIZATION, row, place // len(order)) for row, place in zip(rows, places, strict=True)],
+        seed=seed,
+    )
+    sequences = [p + r for p, r in zip(rollouts.prompt_lists(), rollouts.response_lists(), strict=True)]
+    scores_S = score_sequences(backbone, sequences, max_tokens=max_tokens).double()
+    return Normalization(scores_S, int(rollouts.ended_B.sum()))
 
 
 def raw_scores(backbone: Backbone, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:

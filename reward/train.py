@@ -7,29 +7,21 @@ it in probabilities), a language-modelling term beside the ranking loss, and ens
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
-from torch import Tensor
-
 from reward.config import RewardSettings
 from reward.data import Group, Rankings, context_tokens, load_rankings
 from reward.evaluate import HeldOut, report
-from reward.model import RewardCard, base_identity, score_sequences
+from reward.model import Normalization, RewardCard, base_identity, measure_normalization
 from reward.publish import write_model
 from reward.trainer import Trainer
 from rlhf.artifacts import StageRun, require
-from rlhf.backbone import REFERENCE, Backbone
+from rlhf.backbone import Backbone
 from rlhf.chat import check_room, fit
 from rlhf.config import Recipe
 from rlhf.distributed import start_process
 from rlhf.errors import UserError
-from rlhf.sampling import sample
 from rlhf.tracking import Tracker, print_result, progress
 
-# Shapes: S samples.
-
 OverLength = Literal["error", "drop", "truncate_left"]
-NORMALIZATION = 2**41
-"""Stands where an iteration would in a noise key: no rollout of a later stage shares this noise."""
 
 
 def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
@@ -46,14 +38,13 @@ def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
     step = trainer.next_step if resumed else None
     with Tracker(recipe, "reward", stage.folder, resume_step=step) as tracker:
         run_steps(trainer, held_out, stage, tracker, log_every=recipe.tracking.log_every_steps)
-        samples_S, counts = reference_scores(backbone, data, settings, seed=seed)
-        spread = float(samples_S.std(correction=0))
+        measured, counts = reference_scores(backbone, data, settings, seed=seed)
         card = RewardCard(
             base_sha256=base_sha256,
             precision=recipe.model.precision,
-            offset=float(samples_S.mean()),
-            spread=spread if spread > 0 else 1.0,
-            num_reference_samples=len(samples_S),
+            offset=measured.offset,
+            spread=measured.spread,
+            num_reference_samples=len(measured.scores_S),
             eos_ids=list(backbone.eos_ids),
             max_tokens=context_tokens(backbone, settings),
         )
@@ -93,29 +84,22 @@ def run_steps(
 
 def reference_scores(
     backbone: Backbone, data: Rankings, settings: RewardSettings, *, seed: int
-) -> tuple[Tensor, dict[str, int]]:
-    """Raw scores (S,), float64, of S samples of the SFT policy on training prompts, and what was used.
-
-    Every prompt that leaves room for a sample is used once before any is used again.
+) -> tuple[Normalization, dict[str, int]]:
+    """Raw scores of samples of the SFT policy on training prompts, and what was used.
 
     Raises:
         UserError: no training prompt leaves room for a sample.
     """
     prompts, counts = _sampling_prompts(backbone, data.train, settings)
-    order = np.random.default_rng([seed, NORMALIZATION]).permutation(len(prompts))
-    places = range(settings.num_normalization_samples)
-    rows = [int(order[place % len(order)]) for place in places]
-    rollouts = sample(
+    measured = measure_normalization(
         backbone,
-        [prompts[row] for row in rows],
-        role=REFERENCE,
-        settings=settings.sampling,
-        keys=[(NORMALIZATION, row, place // len(order)) for row, place in zip(rows, places, strict=True)],
+        prompts,
+        settings.sampling,
+        num_samples=settings.num_normalization_samples,
+        max_tokens=settings.micro_batch_tokens,
         seed=seed,
     )
-    sequences = [p + r for p, r in zip(rollouts.prompt_lists(), rollouts.response_lists(), strict=True)]
-    scores_S = score_sequences(backbone, sequences, max_tokens=settings.micro_batch_tokens).double()
-    return scores_S, counts | {"samples": len(rows), "ended": int(rollouts.ended_B.sum())}
+    return measured, counts | {"samples": len(measured.scores_S), "ended": measured.num_ended}
 
 
 def finish(

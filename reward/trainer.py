@@ -41,6 +41,7 @@ class Trainer:
                 for group, peak in zip((adapter, head), self._peaks, strict=True)
             ],
             weight_decay=settings.weight_decay,
+            fused=backbone.device.type in checkpoints.FUSED_ON,
         )
         self.steps_per_epoch = math.ceil(len(groups) / settings.batch_size)
         self.num_steps = settings.num_epochs * self.steps_per_epoch

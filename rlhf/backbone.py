@@ -26,6 +26,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import (
     AutoModelForCausalLM,
@@ -42,16 +43,16 @@ from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from rlhf.chat import eos_ids
-from rlhf.config import LoraSettings, ModelSettings
+from rlhf.config import LoraSettings, ModelSettings, Precision
 from rlhf.errors import UserError
 from rlhf.hub import check_hub
 from rlhf.lora import lighten
+from rlhf.precision import is_quantized, load_options, settle
 from rlhf.trunk import Trunk, decoder_layers
 
 # Shapes: B sequences, L tokens of a padded sequence, N selected tokens, H hidden size, V vocabulary.
 
 REFERENCE = "reference"
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _LOGIT_ELEMENTS_PER_CHUNK = 2**26
 """Largest (N, V) block of logits that exists at a time: 256 MiB in fp32."""
 
@@ -103,10 +104,9 @@ class Backbone(nn.Module):
             UserError: there is no such model, or it cannot be loaded.
         """
         quiet_transformers()
-        options: dict[str, Any] = {"dtype": torch.float32}
+        options = load_options("fp32" if settings is None else settings.precision, device)
         common: dict[str, Any] = {}
         if settings is not None:
-            options["dtype"] = _DTYPES[settings.precision]
             options["attn_implementation"] = settings.attention
             common["trust_remote_code"] = settings.trust_remote_code
         check_model_path(path)
@@ -115,7 +115,10 @@ class Backbone(nn.Module):
         with loading("model", path):
             model = AutoModelForCausalLM.from_pretrained(path, **options, **common)
         model.config.use_cache = True
-        nn.Module.to(model, device)
+        if is_quantized(model):
+            settle(model)
+        else:
+            nn.Module.to(model, device)
         return Backbone(model, tokenizer, str(path), model_settings=settings)
 
     # ---- what it is -------------------------------------------------------------------------------
@@ -124,6 +127,11 @@ class Backbone(nn.Module):
     def device(self) -> torch.device:
         device: torch.device = self.model.device
         return device
+
+    @property
+    def precision(self) -> Precision:
+        """How the base is held."""
+        return "fp32" if self._model_settings is None else self._model_settings.precision
 
     @property
     def hidden_size(self) -> int:
@@ -191,7 +199,7 @@ class Backbone(nn.Module):
             layers_to_transform=self._layer_numbers(settings),
             lora_dropout=0.0,
             bias="none",
-            fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.model.modules()),
+            fan_in_fan_out=_has_conv1d(self.model),
         )
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             torch.manual_seed(seed)
@@ -313,7 +321,7 @@ class Backbone(nn.Module):
         """Last hidden states (B, Q, H) of tokens that follow what `cache` holds, which grows by them.
 
         `mask_BC` says which of the cache's columns, the new ones included, hold tokens of a row. A row's
-        tokens lie next to each other and end in the last column.
+        tokens lie next to each other; several new ones end in the last column.
         """
         num_new = input_ids_BQ.shape[1]
         mask: Tensor | None = mask_BC
@@ -321,7 +329,9 @@ class Backbone(nn.Module):
             mask = mask_BC[:, None, None, :]  # as attention wants it: nothing is left to make
         extra: dict[str, Any] = {}
         if self._takes_positions:
-            extra["position_ids"] = (mask_BC.long().cumsum(-1) - 1).clamp_(min=0)[:, -num_new:]
+            alone = num_new == 1
+            counts = mask_BC.sum(1, keepdim=True) if alone else mask_BC.long().cumsum(-1)[:, -num_new:]
+            extra["position_ids"] = (counts - 1).clamp_(min=0)
         output = self._decoder(
             input_ids=input_ids_BQ, attention_mask=mask, past_key_values=cache, use_cache=True, **extra
         )
@@ -341,26 +351,34 @@ class Backbone(nn.Module):
         logits_NV: Tensor = logits
         return logits_NV
 
-    def logprobs(self, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float) -> tuple[Tensor, Tensor]:
-        """Log-probability and entropy (N,) of the next token, nats, under softmax(logits / temperature).
+    def logprobs(self, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float) -> Tensor:
+        """Log-probability (N,) of the next token, nats, under softmax(logits / temperature).
 
         The (N, V) logits exist one chunk at a time, in the backward pass too.
         """
-        rows = max(1, _LOGIT_ELEMENTS_PER_CHUNK // self.model.get_output_embeddings().weight.shape[0])
 
-        def one(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-            scores = torch.log_softmax(self.logits(hidden) / temperature, dim=-1)
-            entropy = -(scores.detach().exp() * scores.detach()).sum(-1)
-            return scores.gather(-1, targets.unsqueeze(-1)).squeeze(-1), entropy
+        def one(hidden: Tensor, targets: Tensor) -> Tensor:
+            return -F.cross_entropy(self.logits(hidden) / temperature, targets, reduction="none")
 
+        rows = self._rows_per_chunk()
         chunks = list(zip(hidden_NH.split(rows), targets_N.split(rows), strict=True))
-        if len(chunks) == 1:
-            return one(*chunks[0])
-        if torch.is_grad_enabled():
-            parts = [checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks]
-        else:
-            parts = [one(*chunk) for chunk in chunks]
-        return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+        if len(chunks) > 1 and torch.is_grad_enabled():
+            return torch.cat([checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks])
+        return torch.cat([one(*chunk) for chunk in chunks])
+
+    @torch.no_grad()
+    def entropies(self, hidden_NH: Tensor, *, temperature: float) -> Tensor:
+        """Entropy (N,) of the next token's distribution, nats, under softmax(logits / temperature)."""
+
+        def one(hidden: Tensor) -> Tensor:
+            logprobs_NV = torch.log_softmax(self.logits(hidden) / temperature, dim=-1)
+            return -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+
+        return torch.cat([one(hidden) for hidden in hidden_NH.split(self._rows_per_chunk())])
+
+    def _rows_per_chunk(self) -> int:
+        vocab_size = int(self.model.get_output_embeddings().weight.shape[0])
+        return max(1, _LOGIT_ELEMENTS_PER_CHUNK // vocab_size)
 
     def scalar(self, head: str, hidden_NH: Tensor) -> Tensor:
         """The head's output (N,) in fp32."""
@@ -410,7 +428,7 @@ class Backbone(nn.Module):
             layers_to_transform=self._layer_numbers(self.adapters[name]),
             lora_dropout=0.0,
             bias="none",
-            fan_in_fan_out=any(isinstance(m, Conv1D) for m in self.model.modules()),
+            fan_in_fan_out=_has_conv1d(self.model),
             task_type=task_type,
             base_model_name_or_path=base_path,
             modules_to_save=["score"] if head is not None else None,
@@ -419,12 +437,14 @@ class Backbone(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(str(folder))
+        _sort_targets(folder / "adapter_config.json")
         self.tokenizer.save_pretrained(str(folder))
 
-    def export_merged(self, name: str, folder: Path) -> None:
-        """Write base + adapter as one plain model, merged in fp32 into a second copy on the CPU.
+    def merged(self, name: str) -> "Backbone":
+        """Base + adapter as one plain model: a second copy on the CPU, in the type that the base has on disk.
 
-        The weights in memory are not touched: merging into low precision and taking out again drifts.
+        The sum is made in fp32 and rounded once. The weights in memory are not touched: merging into low
+        precision and taking out again drifts.
         """
         remote = self._model_settings is not None and self._model_settings.trust_remote_code
         copy = AutoModelForCausalLM.from_pretrained(self.path, dtype="auto", trust_remote_code=remote)
@@ -432,10 +452,22 @@ class Backbone(nn.Module):
         with torch.no_grad():
             for key, layer in self.model.named_modules():
                 if isinstance(layer, LoraLayer) and name in layer.lora_A:
-                    weight = modules[key].weight
-                    delta = layer.get_delta_weight(name).float().cpu()  # type: ignore[attr-defined]
-                    weight.copy_((weight.float() + delta).to(weight.dtype))
-        copy.save_pretrained(folder)
+                    weight, down, up = modules[key].weight, layer.lora_A[name], layer.lora_B[name]
+                    assert isinstance(down, nn.Linear)
+                    assert isinstance(up, nn.Linear)
+                    update = (up.weight @ down.weight * layer.scaling[name]).float().cpu()
+                    # A quantized layer does not say which way round the plain model keeps its weight.
+                    update = update.T if isinstance(modules[key], Conv1D) else update
+                    weight.copy_((weight.float() + update).to(weight.dtype))
+        return Backbone(copy, self.tokenizer, self.path)
+
+    def export_merged(self, name: str, folder: Path) -> None:
+        """Write base + adapter as one plain model: see `merged`."""
+        self.merged(name).save(folder)
+
+    def save(self, folder: Path) -> None:
+        """Write the base itself as a plain model, with its tokenizer."""
+        self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
     # ---- private ----------------------------------------------------------------------------------
@@ -568,6 +600,14 @@ def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, load_file(weights_file)
 
 
+def _sort_targets(file: Path) -> None:
+    """Put the target modules in order: PEFT keeps a set, whose order is another in every process."""
+    values = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(values["target_modules"], list):
+        values["target_modules"].sort()
+    file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def _lowest_adapter(layers: Sequence[nn.Module], num_adapted: int) -> int:
     """Number of the lowest of `layers` that holds an adapter; 0 if an adapted module is outside of them."""
     counts = [sum(isinstance(module, LoraLayer) for module in layer.modules()) for layer in layers]
@@ -590,3 +630,8 @@ def _linear_names(model: PreTrainedModel) -> set[str]:
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     }
+
+
+def _has_conv1d(model: PreTrainedModel) -> bool:
+    """Whether the plain model keeps its linear layers' weights transposed, as GPT-2 does."""
+    return any(issubclass(getattr(m, "source_cls", type(m)), Conv1D) for m in model.modules())

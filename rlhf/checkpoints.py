@@ -31,6 +31,8 @@ CHECKPOINTS = "checkpoints"
 _TENSORS, _STATE, _CHECKSUMS = "tensors.safetensors", "state.json", "checksums.json"
 _SCHEMA_VERSION = 1
 _NAME = re.compile(r"^step-(\d+)$")
+FUSED_ON = ("cpu", "cuda")
+"""Devices on which torch's AdamW updates all parameters in one call."""
 _OPTIMIZER, _GROUPS, _RNG = "optimizer", "optimizer_groups", "rng"
 
 

@@ -24,6 +24,7 @@ from rlhf.complaints import NAME_PATTERN, describe
 from rlhf.errors import UserError
 
 STAGES = ("sft", "reward", "ppo", "labeling")
+Precision = Literal["fp32", "bf16", "int8", "nf4"]
 
 
 class Settings(BaseModel):
@@ -102,8 +103,11 @@ class ModelSettings(Settings):
     """Branch, tag or commit of a hub model."""
     scratch: ScratchSettings | None = None
     """Make a model from nothing instead."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Precision of the frozen base; adapters and heads are always trained in fp32."""
+    precision: Precision = "fp32"
+    """How reward, PPO, samples and chat hold the frozen base; `int8` and `nf4` (4 bits) need bitsandbytes.
+
+    Adapters and heads are always trained in fp32. The SFT stage trains and publishes unquantized weights.
+    """
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
     chat_template: str | None = None

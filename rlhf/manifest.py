@@ -21,7 +21,10 @@ MANIFEST = "manifest.json"
 RECORD = "stage.json"
 MODEL = "model"
 
-_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
+_PACKAGES = (
+    *("torch", "transformers", "trl", "peft", "accelerate", "datasets", "tokenizers", "safetensors"),
+    "bitsandbytes",
+)
 
 
 class Record(BaseModel):

@@ -30,6 +30,7 @@ Key = tuple[int, ...]
 
 REFILL_SHARE = 0.25
 """Waiting prompts are admitted once this share of the slots is free: a prompt alone is a slow pass."""
+_MIN_STEPS_TO_CAPTURE = 16
 SHRINK_SHARE = 0.75
 """With nothing left to wait, the slots that are still at work move together once they are fewer than this."""
 
@@ -148,6 +149,20 @@ class _Columns:
         self.begin, self.end = 0, 0
         """The columns that any slot still needs are those from `begin` on and before `end`."""
         self.valid_SC = torch.zeros((num_slots, capacity), dtype=torch.bool, device=device)
+        self.current: Tensor | None = None
+        """The column to write into, on the device, where shapes must stay: then all columns are read."""
+
+    @property
+    def window_SC(self) -> Tensor:
+        """Which of the columns that attention reads hold tokens."""
+        return self.valid_SC if self.current is not None else self.valid_SC[:, self.begin : self.end]
+
+    def advance(self) -> None:
+        """Go on to the next column, in which every slot will have a token."""
+        self.valid_SC[:, self.end] = True
+        if self.current is not None:
+            self.current.fill_(self.end)
+        self.end += 1
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -171,6 +186,10 @@ class _SlotLayer(CacheLayerMixin):
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         begin, end = self.columns.begin, self.columns.end
+        if self.columns.current is not None:
+            self.keys.index_copy_(2, self.columns.current, key_states)
+            self.values.index_copy_(2, self.columns.current, value_states)
+            return self.keys, self.values
         self.keys[:, :, end - 1 : end] = key_states
         self.values[:, :, end - 1 : end] = value_states
         return self.keys[:, :, begin:end], self.values[:, :, begin:end]
@@ -192,10 +211,10 @@ class _SlotLayer(CacheLayerMixin):
         self.keys, self.values = self.keys[slots], self.values[slots]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.columns.end - self.columns.begin, 0
+        return self.columns.window_SC.shape[1], 0
 
     def get_seq_length(self) -> int:
-        return self.columns.end - self.columns.begin - 1
+        return self.columns.window_SC.shape[1] - 1
 
     def get_max_length(self) -> int:
         return self.columns.capacity
@@ -226,6 +245,9 @@ class _Decoder:
         self.tokens_S = torch.zeros(self.num_slots, dtype=torch.long, device=self.device)
         self.first_S = torch.zeros(self.num_slots, dtype=torch.long, device=self.device)
         """The column in which each slot's row begins."""
+        self.steps: _FixedSteps | None = None
+        if fixed_shapes_pay(self.device, settings):
+            self.columns.current = torch.zeros(1, dtype=torch.long, device=self.device)
 
     def run(self, order: Sequence[int]) -> None:
         """Sample the rows in `order`."""
@@ -238,7 +260,8 @@ class _Decoder:
                 continue
             if len(free) == len(self.rows_S):
                 return
-            if not waiting and len(free) >= (1 - SHRINK_SHARE) * len(self.rows_S):
+            spare = not waiting and len(free) >= (1 - SHRINK_SHARE) * len(self.rows_S)
+            if spare and self.columns.current is None:
                 self._shrink()
             self._step()
 
@@ -265,17 +288,28 @@ class _Decoder:
         self.columns.begin = int(self.first_S[busy].min())
         if self.columns.end == self.columns.capacity:
             self._make_room()
-        self.columns.valid_SC[:, self.columns.end] = True
-        self.columns.end += 1
-        window = self.columns.valid_SC[:, self.columns.begin : self.columns.end]
-        hidden = self.backbone.next_hidden(self.tokens_S.unsqueeze(1), window, self.cache)
+        self.columns.advance()
         slots = busy.nonzero().squeeze(1)
-        self._draw(slots, self.backbone.logits(hidden[slots, -1]))
+        if self.columns.current is None:
+            hidden = self._hidden()
+            self._draw(slots, self.backbone.logits(hidden[slots, -1]))
+        else:
+            self.steps = self.steps or _FixedSteps(self)
+            self._draw(slots, self.steps.logits()[slots])
+
+    def _hidden(self) -> Tensor:
+        """Last hidden states (S, 1, H) of every slot's last token."""
+        return self.backbone.next_hidden(self.tokens_S.unsqueeze(1), self.columns.window_SC, self.cache)
+
+    def next_logits(self) -> Tensor:
+        """Logits (S, V) after every slot's last token."""
+        return self.backbone.logits(self._hidden()[:, -1])
 
     def _draw(self, slots: Tensor, logits: Tensor) -> None:
         tokens, finished = self.drawn.draw(self.rows_S[slots], logits)
         self.tokens_S[slots] = tokens
         self.rows_S[slots[finished]] = -1
+        self.columns.valid_SC[slots[finished]] = False  # so that its position stays in the context
 
     def _make_room(self) -> None:
         """Move the columns in use to the front, as far as the longest prompt still fits before their end."""
@@ -298,6 +332,45 @@ class _Decoder:
         self.columns.valid_SC = self.columns.valid_SC[keep]
         self.rows_S, self.tokens_S = self.rows_S[keep], self.tokens_S[keep]
         self.first_S = self.first_S[keep]
+
+
+def fixed_shapes_pay(device: torch.device, settings: SamplingSettings) -> bool:
+    """Whether to decode in steps of one shape, captured once and replayed: on CUDA, from a few steps on."""
+    return device.type == "cuda" and settings.max_response_tokens >= _MIN_STEPS_TO_CAPTURE
+
+
+class _FixedSteps:
+    """Decoding steps of one shape over all slots and columns, on CUDA replayed from one captured graph.
+
+    A captured step reads and writes the decoder's own tensors; nothing may put others in their place.
+    """
+
+    def __init__(self, decoder: _Decoder) -> None:
+        self._next_logits = decoder.next_logits
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if decoder.device.type != "cuda":
+            return
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # kernels choose their algorithms before the capture
+            for _ in range(2):
+                self._next_logits()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                self._logits = self._next_logits()
+        except RuntimeError as error:
+            print(f"sampling: this model's steps cannot be captured, and run as they are ({error})")
+        else:
+            self._graph = graph
+
+    def logits(self) -> Tensor:
+        """Logits (S, V) of the next step."""
+        if self._graph is None:
+            return self._next_logits()
+        self._graph.replay()
+        return self._logits
 
 
 def _decode_in_batches(

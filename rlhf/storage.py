@@ -106,7 +106,7 @@ def storing(where: Path) -> Iterator[None]:
     """Turn a full disk or a missing permission into a `UserError`; any other error passes."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
         number = error.errno if isinstance(error, OSError) else _os_error(str(error))
         if number not in _REFUSALS:
             raise
@@ -120,6 +120,11 @@ def storing(where: Path) -> Iterator[None]:
 
 
 def _os_error(text: str) -> int | None:
-    """The system's error number in a message of safetensors, which has no other place for it."""
+    """The system's error number in a message of safetensors, which has no other place for it.
+
+    torch's own writer of checkpoints gives none; it fails in the middle of a file when the disk is full.
+    """
+    if "inline_container.cc" in text or "PytorchStreamWriter" in text:
+        return errno.ENOSPC
     found = re.search(r"\(os error (\d+)\)", text)
     return int(found[1]) if found else None

@@ -3,13 +3,14 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
@@ -130,16 +131,38 @@ def write(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def training_precision(model: ModelSettings) -> Literal["fp32", "bf16"]:
+    """The recipe's precision; for a quantized one, that in which the checkpoint is stored (fp16: bf16).
+
+    Quantization says how the later stages hold a base that they never change. This stage changes it: its
+    result is everyone's reference, and would carry the quantization's error twice if it were made on a
+    quantized copy.
+    """
+    if model.precision == "fp32" or model.precision == "bf16":
+        return model.precision
+    if model.path is None:
+        return "fp32"
+    check_model_path(model.path, revision=model.revision)
+    try:
+        config: Any = AutoConfig.from_pretrained(
+            model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
+        )
+    except (OSError, ValueError):
+        return "fp32"  # loading the model will say what is wrong with it
+    stored = config.get_text_config().dtype or config.dtype
+    return "bf16" if stored in (torch.bfloat16, torch.float16) else "fp32"
+
+
 def published_dtype(model: ModelSettings, settings: SFTSettings) -> torch.dtype | None:
-    """What the weights are stored in: the recipe's precision, or a model taken as it is unchanged."""
-    return None if settings.method == "none" and model.path else _DTYPES[model.precision]
+    """What the weights are stored in: `training_precision`, or a model taken as it is unchanged."""
+    return None if settings.method == "none" and model.path else _DTYPES[training_precision(model)]
 
 
 def _dtype(model: ModelSettings, settings: SFTSettings) -> torch.dtype | str:
     """Full training keeps fp32 weights, also where it computes in bf16."""
     if settings.method == "none":
         return "auto"
-    return torch.float32 if settings.method == "full" else _DTYPES[model.precision]
+    return torch.float32 if settings.method == "full" else _DTYPES[training_precision(model)]
 
 
 def _load(settings: ModelSettings, dtype: torch.dtype | str) -> tuple[Any, Any]:
@@ -157,6 +180,12 @@ def _load(settings: ModelSettings, dtype: torch.dtype | str) -> tuple[Any, Any]:
             **common,
         )
     model, report = loaded
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise UserError(
+            "the checkpoint is stored quantized, and fine-tuning needs the weights themselves",
+            where=f"model.path={settings.path}",
+            fix="Give the unquantized one; model.precision=nf4 or int8 quantizes it where it is frozen.",
+        )
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(

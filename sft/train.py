@@ -19,6 +19,7 @@ from rlhf.distributed import start_process
 from rlhf.errors import UserError
 from rlhf.records import Demonstration, Prompt
 from rlhf.sources import read_demonstrations, read_prompts
+from rlhf.storage import storing
 from rlhf.tracking import Tracker, print_result, progress
 from sft.config import SFTSettings
 from sft.data import Encoder, Examples, texts
@@ -108,7 +109,8 @@ def fine_tune(
         trainer.watch(
             Watch(tracker, settings, bar.update, lambda m: held_out_figures(m, prepared.examples.held_out))
         )
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        with storing(stage.folder):
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     prepared.start.model = merge(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
     return num_steps
 

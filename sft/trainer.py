@@ -22,7 +22,7 @@ from rlhf.config import LoraSettings, Recipe
 from rlhf.errors import UserError
 from sft.config import SFTSettings
 from sft.data import Example, dataset
-from sft.model import Start
+from sft.model import Start, training_precision
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 _LOGGED = {
@@ -195,7 +195,7 @@ def _arguments(recipe: Recipe, settings: SFTSettings, *, folder: Path, device: t
         warmup_steps=settings.warmup_fraction,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        bf16=recipe.model.precision == "bf16",
+        bf16=training_precision(recipe.model) == "bf16",
         completion_only_loss=True,
         packing=settings.packing,
         packing_strategy="bfd",

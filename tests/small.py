@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rlhf.backbone import Backbone
-from rlhf.config import LoraSettings
+from rlhf.config import LoraSettings, ModelSettings, Precision
 
 WORDS = [f"w{i}" for i in range(56)]
 SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>"]
@@ -64,10 +64,16 @@ def _folder(pad_token: str, seed: int, num_words: int) -> TemporaryDirectory[str
 
 
 def small_backbone(
-    *adapters: str, pad_token: str = "<pad>", seed: int = 0, noisy: bool = True, num_words: int = len(WORDS)
+    *adapters: str,
+    pad_token: str = "<pad>",
+    seed: int = 0,
+    noisy: bool = True,
+    num_words: int = len(WORDS),
+    precision: Precision = "fp32",
 ) -> Backbone:
     """A backbone with LoRA adapters of the given names; `noisy` gives them a visible effect (B ≠ 0)."""
-    backbone = Backbone.load(_folder(pad_token, seed, num_words).name)
+    folder = _folder(pad_token, seed, num_words).name
+    backbone = Backbone.load(folder, settings=ModelSettings(path=folder, precision=precision))
     for index, name in enumerate(adapters):
         backbone.add_adapter(name, LORA, seed=100 + index)
         if noisy:

@@ -227,6 +227,36 @@ def test_a_second_round_starts_from_a_published_policy(runs: Path) -> None:
         torch.testing.assert_close(base.hidden(ids), first.hidden(ids), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+def test_a_whole_run_on_a_quantized_base_starts_from_the_same_sft_model(
+    runs: Path, precision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    changes = ("ppo.export_merged=true", f"model.precision={precision}", f"run.name={precision}")
+    for stage in STAGES:
+        assert start(stage, runs, *changes) == 0
+    assert "measured again" not in capsys.readouterr().out
+    weights = "sft/model/model.safetensors"
+    assert sha256_file(runs / precision / weights) == sha256_file(runs / "micro" / weights)
+    assert json.loads((runs / precision / "reward/model/reward.json").read_text())["precision"] == precision
+    for row in read_metrics(runs / precision / "ppo" / "metrics.jsonl"):
+        assert row.get("ppo/sampler_gap_nats_max", 0) < 1e-4
+        assert row.get("ppo/first_approx_kl", 0) < 1e-6
+    figures = metrics_of(runs, "ppo", precision)
+    assert figures["before_kl_nats_per_response"] == 0 != figures["after_kl_nats_per_response"]
+    exact = metrics_of(runs, "ppo")["merged_gap_nats_mean"]
+    assert exact < 1e-4 < figures["merged_gap_nats_mean"] < 1
+
+
+def test_a_reward_model_of_another_precision_is_normalized_anew(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stage in ("sft", "reward"):
+        shutil.copytree(runs / "micro" / stage, tmp_path / "micro" / stage)
+    assert start("ppo", tmp_path, "model.precision=bf16", "ppo.num_iterations=1") == 0
+    assert "normalized on an fp32 base, and this one is bf16; measured again" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("pad", ["eos", "unk"])
 def test_the_padding_token_changes_no_figure_of_any_stage(runs: Path, pad: str) -> None:
     for stage in STAGES:

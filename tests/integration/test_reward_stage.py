@@ -227,7 +227,8 @@ def test_the_sft_models_own_samples_have_mean_0_and_variance_1(tmp_path: Path) -
     identity = base_identity(require(run_folder, "sft"))
     model = load_reward(backbone, run_folder / "reward" / "model", expected_base_sha256=identity)
     data = load_rankings(backbone, settings, seed=recipe.run.seed, run_folder=run_folder)
-    samples, counts = reference_scores(backbone, data, settings, seed=recipe.run.seed)
+    measured, counts = reference_scores(backbone, data, settings, seed=recipe.run.seed)
+    samples = measured.scores_S
     normalized = (samples - model.offset) / model.spread
     assert counts["samples"] == len(samples) == 40
     assert float(normalized.mean()) == pytest.approx(0, abs=1e-5)

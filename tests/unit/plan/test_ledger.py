@@ -14,7 +14,7 @@ from plan.ledger import ACTIVATIONS, GRADIENTS, LOGITS, Ledger, Profile, extrapo
 from plan.model import Sketch
 from plan.runs import Batch, Run
 from rlhf.backbone import Backbone
-from rlhf.config import LoraSettings, ModelSettings, SamplingSettings
+from rlhf.config import LoraSettings, ModelSettings, Precision, SamplingSettings
 from tests.small import LORA, small_backbone, write_small_model
 
 KIB = 1024
@@ -28,8 +28,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def sketch_of(folder: Path, precision: str = "fp32") -> Sketch:
-    return Sketch.of(ModelSettings(path=str(folder)), precision=precision, on_cuda=False)
+def sketch_of(folder: Path, precision: Precision = "fp32") -> Sketch:
+    return Sketch.of(ModelSettings(path=str(folder), precision=precision), on_cuda=False)
 
 
 def block(kib: int) -> Tensor:
@@ -88,6 +88,9 @@ RUNS = {
     "checkpointed": runs.checkpointed(TRAINING),
     "scoring": runs.scoring(BATCH, role="policy", with_logits=True, below=False),
     "sampling": runs.sampling(8, 12, SamplingSettings(max_response_tokens=8, batch_size=4), role="policy"),
+    "captured": runs.sampling(
+        8, 12, SamplingSettings(max_response_tokens=16, batch_size=4), role="policy", on_cuda=True
+    ),
 }
 
 

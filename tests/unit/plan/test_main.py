@@ -125,7 +125,7 @@ def test_the_frozen_trunk_is_counted(recipe: str, capsys: pytest.CaptureFixture[
     [
         (["--gpus", "0"], "--gpus: must be above 0"),
         (["--memory", "-1"], "--memory: must be above 0"),
-        (["--precision", "fp8"], "unknown precision `fp8`"),
+        (["model.precision=fp8"], "model.precision"),
         (["model.path=./nowhere"], "there is no such model folder"),
         (["ppo.sampling.max_response_tokens=48"], "leave no room for a prompt"),
         (["ppo.lora.top_layers=5"], "cannot be on the top 5"),

@@ -9,6 +9,7 @@ import torch
 from reward.model import RewardCard, base_identity, folder_identity, load_reward, pad_right, score_sequences
 from reward.publish import write_model
 from rlhf.backbone import Backbone, init_head
+from rlhf.config import Precision
 from rlhf.errors import UserError
 from rlhf.manifest import Manifest
 from rlhf.storage import sha256_file
@@ -31,12 +32,12 @@ def card(**values: object) -> RewardCard:
     return RewardCard.model_validate(defaults | values)
 
 
-def published(folder: Path, **values: object) -> tuple[Backbone, Path]:
+def published(folder: Path, *, precision: Precision = "fp32", **values: object) -> tuple[Backbone, Path]:
     """A backbone with a reward of random weights, and the folder it was published to."""
-    backbone = small_backbone("reward")
+    backbone = small_backbone("reward", precision=precision)
     init_head(backbone.add_head("reward", bias=False), seed=3)
     folder.mkdir(parents=True, exist_ok=True)
-    write_model(backbone, card(**values), folder)
+    write_model(backbone, card(precision=precision, **values), folder)
     return backbone, folder
 
 
@@ -67,8 +68,13 @@ def test_the_score_is_that_of_the_last_real_token(tmp_path: Path) -> None:
     assert last.unique().tolist() == [2]  # and that token is the EOS
 
 
-def test_scores_come_back_in_the_order_given_whatever_the_batching(tmp_path: Path) -> None:
-    backbone, _ = published(tmp_path)
+@pytest.mark.parametrize("precision", ["fp32", "int8", "nf4"])
+def test_scores_come_back_in_the_order_given_whatever_the_batching(
+    tmp_path: Path, precision: Precision
+) -> None:
+    if precision != "fp32":
+        pytest.importorskip("bitsandbytes")
+    backbone, _ = published(tmp_path, precision=precision)
     whole = score_sequences(backbone, SEQUENCES, max_tokens=10**6)
     for tokens in (1, 50):
         torch.testing.assert_close(

@@ -1,6 +1,7 @@
 """The one backbone: roles, gradients, export, and what must never change."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -143,7 +144,8 @@ def test_chunked_logprobs_equal_whole_ones_with_their_gradients(monkeypatch: pyt
         backbone.zero_grad()
         with backbone.role("policy"):
             hidden = backbone.hidden(IDS)[:, :-1].flatten(0, 1)
-            logprobs, entropy = backbone.logprobs(hidden, IDS[:, 1:].flatten(), temperature=0.7)
+            logprobs = backbone.logprobs(hidden, IDS[:, 1:].flatten(), temperature=0.7)
+            entropy = backbone.entropies(hidden, temperature=0.7)
             logprobs.sum().backward()
         gradients = [
             p.grad.clone() for p in backbone.adapter_parameters("policy").values() if p.grad is not None
@@ -270,3 +272,23 @@ def test_our_lora_is_pefts_lora() -> None:
             torch.testing.assert_close(
                 peft(IDS).logits, backbone.logits(backbone.hidden(IDS)), atol=1e-5, rtol=1e-5
             )
+
+
+def test_an_exported_adapter_is_the_same_in_every_process(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from tests.small import small_backbone; "
+        "small_backbone('policy').export_adapter("
+        "'policy', Path('{folder}'), task_type='CAUSAL_LM', base_path='x')"
+    )
+    files = []
+    for hash_seed in ("1", "2"):
+        folder = tmp_path / hash_seed
+        subprocess.run(
+            [sys.executable, "-c", code.format(folder=folder)],
+            check=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        )
+        files.append((folder / "adapter_config.json").read_bytes())
+    assert files[0] == files[1]
+    targets = json.loads(files[0])["target_modules"]
+    assert targets == sorted(targets)

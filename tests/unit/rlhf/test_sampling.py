@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, PreTrainedModel
 
+from rlhf import sampling
 from rlhf.backbone import Backbone
 from rlhf.config import ModelSettings, SamplingSettings
 from rlhf.rollouts import Rollouts, responses_text
@@ -68,7 +69,7 @@ def test_sampled_logprobs_are_those_of_a_full_forward_pass(temperature: float) -
     with backbone.role("policy"), torch.no_grad():
         hidden = rollouts.at_response(backbone.hidden(rollouts.input_ids_BL))
         targets = rollouts.response_ids_BT[rollouts.response_mask_BT]
-        logprobs, _ = backbone.logprobs(hidden, targets, temperature=temperature)
+        logprobs = backbone.logprobs(hidden, targets, temperature=temperature)
     torch.testing.assert_close(rollouts.spread(logprobs), rollouts.sampled_logprobs_BT, atol=1e-4, rtol=0)
 
 
@@ -205,7 +206,7 @@ def test_other_architectures_are_sampled_with_the_logprobs_of_a_full_forward_pas
     assert int(rollouts.response_lengths_B.max()) > 12  # longer than the window
     with backbone.role("policy"), torch.no_grad():
         hidden = rollouts.at_response(backbone.hidden(rollouts.input_ids_BL))
-        logprobs, _ = backbone.logprobs(hidden, rollouts.response_tokens_N, temperature=1.0)
+        logprobs = backbone.logprobs(hidden, rollouts.response_tokens_N, temperature=1.0)
     torch.testing.assert_close(rollouts.spread(logprobs), rollouts.sampled_logprobs_BT, atol=1e-4, rtol=0)
 
 
@@ -213,3 +214,26 @@ def test_a_response_of_one_token_needs_no_decoding_step() -> None:
     settings = SamplingSettings(max_response_tokens=1, batch_size=4)
     rollouts = draw(small_backbone("policy"), MANY, MANY_KEYS, settings=settings)
     assert rollouts.response_lengths_B.tolist() == [1] * len(MANY)
+
+
+@pytest.mark.parametrize("batch_size", [4, 30])
+def test_steps_of_one_shape_draw_the_same(monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
+    backbone = small_backbone("policy")
+    settings = SETTINGS.model_copy(update={"batch_size": batch_size})
+    free = draw(backbone, MANY, MANY_KEYS, settings=settings)
+    monkeypatch.setattr(sampling, "fixed_shapes_pay", lambda device, settings: True)
+    fixed = draw(backbone, MANY, MANY_KEYS, settings=settings)
+    assert free.response_lists() == fixed.response_lists()
+    torch.testing.assert_close(free.sampled_logprobs_BT, fixed.sampled_logprobs_BT, atol=1e-5, rtol=0)
+
+
+def test_a_slot_that_waits_keeps_within_the_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(sampling, "REFILL_SHARE", 0.75)  # a long wait for those that end first
+    monkeypatch.setattr(sampling, "fixed_shapes_pay", lambda device, settings: True)
+    backbone = other_backbone(tmp_path, learned_positions_model())
+    prompts = [[5, 6, 7, 8] for _ in range(40)]
+    settings = SamplingSettings(max_response_tokens=60, batch_size=8)
+    rollouts = draw(backbone, prompts, [(0, i, 0) for i in range(40)], settings=settings)
+    lengths = rollouts.response_lengths_B
+    assert int(lengths.min()) < 30 < int(lengths.max()) == 60

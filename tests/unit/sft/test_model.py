@@ -9,11 +9,18 @@ from typing import Any, Literal
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from rlhf.config import LoraSettings, ModelSettings, SamplingSettings
 from rlhf.errors import UserError
-from sft.model import Start, choose_pad, merge, published_dtype, set_tokens, start, write
+from sft.model import Start, choose_pad, merge, published_dtype, set_tokens, start, training_precision, write
 from tests.small import SPECIALS, word_tokenizer, write_small_model
 from tests.unit.sft.demos import EOS, random_examples, sft_settings, small_start, trainer
 
@@ -236,3 +243,35 @@ class TestRefused:
         save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(UserError, match=r"lacks weights of a causal language model: lm_head\.weight"):
             self.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("stored", "expected"),
+    [(torch.float32, "fp32"), (torch.bfloat16, "bf16"), (torch.float16, "bf16"), (None, "fp32")],
+)
+def test_a_recipe_with_a_quantized_base_trains_in_the_precision_of_the_checkpoint(
+    tmp_path: Path, stored: torch.dtype | None, expected: str
+) -> None:
+    write_small_model(tmp_path)
+    if stored is not None:
+        model: Any = AutoModelForCausalLM.from_pretrained(tmp_path)
+        model.to(stored).save_pretrained(tmp_path)
+    settings = ModelSettings(path=str(tmp_path), precision="nf4")
+    assert training_precision(settings) == expected
+    begin = start(settings, sft_settings(method="lora"), texts=[], seed=0)
+    assert {str(weight.dtype) for weight in begin.model.parameters()} == {
+        {"fp32": "torch.float32", "bf16": "torch.bfloat16"}[expected]
+    }
+
+
+def test_a_checkpoint_that_is_stored_quantized_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    write_small_model(tmp_path / "plain")
+    quantization = BitsAndBytesConfig(load_in_4bit=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "plain", quantization_config=quantization, device_map={"": "cpu"}
+    )
+    model.save_pretrained(tmp_path / "stored")
+    word_tokenizer().save_pretrained(tmp_path / "stored")
+    with pytest.raises(UserError, match="stored quantized"):
+        start(ModelSettings(path=str(tmp_path / "stored")), sft_settings(method="lora"), texts=[], seed=0)

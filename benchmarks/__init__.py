@@ -1,0 +1,1 @@
+"""Side-by-side measurements of this pipeline against the library that a user would otherwise take."""

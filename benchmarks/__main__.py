@@ -1,0 +1,82 @@
+"""`python -m benchmarks [RACE ...]`: race the pipeline against its peer, print tables, write JSON.
+
+Races: ppo-fixed, ppo-real, ppo-memory, reward. The learning race is `python -m benchmarks.learning`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.workloads import MEMORY_SHAPE, PPO_WORKLOADS, REWARD_WORKLOADS, SHAPES, SPEED_SHAPES
+from rlhf.errors import UserError, run_command
+
+RACES = ("ppo-fixed", "ppo-real", "ppo-memory", "reward")
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = parser().parse_intermixed_args(argv)
+    races = arguments.races or list(RACES)
+    for race in races:
+        if race not in RACES:
+            raise UserError(
+                f"there is no race `{race}`", where="races", fix=f"Choose from {', '.join(RACES)}."
+            )
+    for name in arguments.shapes or ():
+        if name not in SHAPES:
+            raise UserError(
+                f"there is no shape `{name}`", where="--shapes", fix=f"Choose from {', '.join(SHAPES)}."
+            )
+    from benchmarks.suite import Options, race_ppo, race_reward
+
+    options = Options(
+        rounds=arguments.rounds,
+        laps=arguments.iterations,
+        threads=arguments.threads,
+        device=arguments.device,
+        seed=arguments.seed,
+        layers=tuple(arguments.layers or ["all layers"]),
+        sides=(arguments.only,) if arguments.only else ("peer", "ours"),
+        build=arguments.build,
+        results=arguments.results,
+    )
+    for race in races:
+        if race == "reward":
+            for name in REWARD_WORKLOADS:
+                if int(name.rpartition("-")[2]) in (arguments.completions or (2, 4, 9)):
+                    shape = SHAPES[(arguments.shapes or SPEED_SHAPES)[0]]
+                    print(f"{name}, {shape.name}", flush=True)
+                    race_reward(REWARD_WORKLOADS[name], shape, replace(options, laps=arguments.steps))
+            continue
+        is_memory = race == "ppo-memory"
+        few = replace(options, rounds=min(options.rounds, 3), laps=1, warmup_laps=0)  # peaks hardly vary
+        for name in arguments.shapes or ((MEMORY_SHAPE,) if is_memory else SPEED_SHAPES):
+            print(f"{race}, {name}", flush=True)
+            race_ppo(PPO_WORKLOADS[race], SHAPES[name], few if is_memory else options)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, allow_abbrev=False)
+    made.add_argument("races", nargs="*", metavar="RACE", help=f"{', '.join(RACES)} [all of them]")
+    made.add_argument("--rounds", type=int, default=5, help="times that every racer starts [5]")
+    made.add_argument("--iterations", type=int, default=3, help="counted PPO iterations in a start [3]")
+    made.add_argument("--steps", type=int, default=0, help="reward: optimizer steps at most [all]")
+    made.add_argument("--shapes", nargs="+", metavar="SHAPE", help=f"{', '.join(SHAPES)} [the race's own]")
+    made.add_argument("--completions", nargs="+", type=int, metavar="K", help="reward: 2, 4, 9 [all]")
+    made.add_argument(
+        "--layers", nargs="+", choices=["all layers", "top half"], help="where adapters sit [all layers]"
+    )
+    made.add_argument("--only", choices=["ours", "peer"], help="leave the other side out")
+    made.add_argument("--threads", type=int, default=1, help="CPU threads of every racer [1]")
+    made.add_argument("--device", default="cpu", help="cpu or cuda [cpu]")
+    made.add_argument("--seed", type=int, default=0, help="seed of the first round [0]")
+    made.add_argument("--build", type=Path, default=Path("build/benchmarks"), help="working folder")
+    made.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="where JSON goes")
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,30 @@
+import pytest
+
+from benchmarks.statistics import Spread, first_crossing, paired_ratios, quantile, value_at
+
+
+def test_a_slow_round_does_not_change_a_paired_ratio() -> None:
+    assert paired_ratios([2.0, 20.0, 3.0], [1.0, 10.0, 1.0]) == Spread(2.0, 2.0, 3.0, 3)
+
+
+def test_every_round_needs_both_figures() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        paired_ratios([1.0, 2.0], [1.0])
+
+
+def test_quantiles_lie_between_the_values_beside_them() -> None:
+    assert [quantile([4, 1, 3, 2], share) for share in (0.0, 0.5, 1.0)] == [1, 2.5, 4]
+    assert quantile([7], 0.9) == 7
+
+
+def test_a_curve_reaches_a_level_between_two_points() -> None:
+    line = [(0.0, 1.0), (10.0, 2.0), (20.0, 1.0), (30.0, 5.0)]
+    assert first_crossing(line, 1.5) == 5.0
+    assert first_crossing(line, 3.0) == 25.0
+    assert first_crossing(line, 0.5) == 0.0
+    assert first_crossing(line, 5.1) is None
+
+
+def test_a_curve_has_a_height_only_between_its_ends() -> None:
+    line = [(0.0, 1.0), (10.0, 2.0)]
+    assert [value_at(line, x) for x in (0.0, 5.0, 10.0, 11.0)] == [1.0, 1.5, 2.0, None]

@@ -1,0 +1,100 @@
+"""The reward that PPO puts on a base of another precision, and the policy merged into full precision."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppo.evaluate import merged_gap
+from ppo.models import POLICY, VALUE, AdapterReward, build_roles
+from ppo.rollout import PromptSet, collect
+from reward.model import ROLE, RewardCard, measure_normalization
+from rlhf.backbone import Backbone, init_head
+from rlhf.config import Precision
+from tests.invariant.test_ppo_properties import PRECISIONS, PROMPTS, ppo_settings
+from tests.small import perturb, small_backbone
+from tests.unit.reward.test_model import published
+
+SETTINGS = ppo_settings(reward="adapter")
+
+
+def roles(folder: Path, precision: Precision) -> tuple[Backbone, AdapterReward]:
+    backbone = small_backbone(precision=precision)
+    reward = build_roles(
+        backbone, SETTINGS, reward_folder=folder, base_sha256="a" * 64, prompts=PROMPTS.ids, seed=1
+    )
+    assert isinstance(reward, AdapterReward)
+    return backbone, reward
+
+
+def test_the_same_precision_keeps_the_published_normalization(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder = published(tmp_path)
+    _, reward = roles(folder, "fp32")
+    assert reward.model.card == RewardCard.of(folder)
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+def test_another_precision_measures_offset_and_spread_again_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: Precision
+) -> None:
+    _, folder = published(tmp_path, num_reference_samples=40)
+    backbone, reward = roles(folder, precision)
+    assert f"normalized on an fp32 base, and this one is {precision}" in capsys.readouterr().out
+    assert reward.model.card.precision == precision
+    samples = measure_normalization(
+        backbone, PROMPTS.ids, SETTINGS.sampling, num_samples=40, max_tokens=64, seed=1
+    )
+    normalized = (samples.scores_S - reward.model.offset) / reward.model.spread
+    assert float(normalized.mean()) == pytest.approx(0, abs=1e-5)
+    assert float(normalized.std(correction=0)) == pytest.approx(1, abs=1e-5)
+    _, again = roles(folder, precision)
+    assert again.model.card == reward.model.card
+
+
+def test_the_value_starts_as_the_reward_in_its_new_normalization(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    _, folder = published(tmp_path, num_reference_samples=40)
+    backbone, reward = roles(folder, "nf4")
+    ids = torch.tensor([PROMPTS.ids[4]])
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        with backbone.role(VALUE):
+            value = backbone.scalar(VALUE, backbone.hidden(ids)[:, -1])
+        torch.testing.assert_close(value, reward.model.normalized(ids, mask), atol=1e-5, rtol=1e-5)
+
+
+def test_samples_that_all_score_alike_have_spread_1() -> None:
+    backbone = small_backbone(ROLE)
+    init_head(backbone.add_head(ROLE, bias=False), seed=0)
+    torch.nn.init.zeros_(backbone.heads[ROLE].weight)  # type: ignore[arg-type]
+    measured = measure_normalization(
+        backbone, PROMPTS.ids, SETTINGS.sampling, num_samples=4, max_tokens=64, seed=1
+    )
+    assert (measured.offset, measured.spread) == (0.0, 1.0)
+
+
+class NoReward:
+    def score(self, rollouts: object, prompts: object, responses: list[str]) -> torch.Tensor:
+        return torch.zeros(len(responses))
+
+
+@pytest.mark.parametrize(
+    ("precision", "low", "high"),
+    [("fp32", 0, 1e-5), ("bf16", 1e-4, 0.1), ("int8", 1e-4, 0.1), ("nf4", 0.02, 2)],
+)
+def test_the_merged_policy_differs_by_the_rounding_of_the_base_it_was_trained_on(
+    precision: Precision, low: float, high: float
+) -> None:
+    if precision in ("int8", "nf4"):
+        pytest.importorskip("bitsandbytes")
+    backbone = small_backbone(POLICY, precision=precision)
+    perturb(backbone, POLICY, seed=3)
+    prompts = PromptSet(PROMPTS.ids, PROMPTS.texts)
+    keys = [(0, i, 0) for i in range(len(prompts))]
+    sampled = collect(backbone, prompts, keys, NoReward(), SETTINGS, role=POLICY, seed=1)  # type: ignore[arg-type]
+    gap = merged_gap(sampled, backbone.merged(POLICY), SETTINGS)
+    assert low <= gap["merged_gap_nats_mean"] <= high
+    assert gap["merged_gap_nats_mean"] <= gap["merged_gap_nats_max"]
