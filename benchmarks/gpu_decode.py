@@ -5,7 +5,6 @@ so far, once. The bandwidth is measured here too, by copying a large block on th
 """
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from benchmarks.gpu_memory import is_out_of_memory
 from benchmarks.gpu_models import ppo_settings, random_base, random_prompts
 from benchmarks.gpu_plan import Case, LlamaShape
+from benchmarks.laps import clock
 from ppo.models import POLICY
 from rlhf.backbone import REFERENCE, Backbone
 from rlhf.sampling import sample
@@ -114,12 +114,7 @@ def measure(backbone: Backbone, case: Case, batch: int, *, role: str) -> dict[st
 
 def seconds_of(work: Callable[[], object], device: str) -> float:
     """Wall-clock seconds until `work` has ended on the device."""
-
-    def now() -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
+    now = clock(device)
     started = now()
     work()
     return now() - started

@@ -4,7 +4,6 @@ Used by the parts `memory-7b`, `largest` and `iteration`.
 """
 
 import contextlib
-import time
 from collections.abc import Iterator
 from statistics import median
 from typing import Any
@@ -14,6 +13,7 @@ import torch
 import ppo.rollout
 from benchmarks.gpu_models import Engine, add_roles, base_bytes, random_base, random_prompts
 from benchmarks.gpu_plan import Case
+from benchmarks.laps import clock
 from ppo.models import POLICY
 from ppo.rollout import PromptSet, collect, experience, schedule_prompts, score_values
 
@@ -27,25 +27,22 @@ class Phases:
     def __init__(self, device: str) -> None:
         self.seconds: dict[str, float] = {}
         self.peak_mib: dict[str, float | None] = {}
-        self._on_device = device.startswith("cuda")
+        self.reserved_mib: dict[str, float | None] = {}
+        """What the allocator held of the device at most, its cache included."""
+        self._now, self._on_device = clock(device), device == "cuda"
         self._start()
 
     def end(self, name: str) -> None:
         """The phase that ends here, after all that it started on the device, was `name`."""
-        self._synchronize()
-        self.seconds[name] = time.perf_counter() - self._since
+        self.seconds[name] = self._now() - self._since
         self.peak_mib[name] = torch.cuda.max_memory_allocated() / MIB if self._on_device else None
+        self.reserved_mib[name] = torch.cuda.max_memory_reserved() / MIB if self._on_device else None
         self._start()
 
     def _start(self) -> None:
         if self._on_device:
             torch.cuda.reset_peak_memory_stats()
-        self._synchronize()
-        self._since = time.perf_counter()
-
-    def _synchronize(self) -> None:
-        if self._on_device:
-            torch.cuda.synchronize()
+        self._since = self._now()
 
 
 def run(case: Case) -> dict[str, Any]:
@@ -67,7 +64,6 @@ def run(case: Case) -> dict[str, Any]:
         "workload": case.workload.model_dump(),
         "iterations": laps,
         **summary(laps[case.num_warmup_laps :]),
-        "reserved_mib": torch.cuda.max_memory_reserved() / MIB if case.device.startswith("cuda") else None,
     }
 
 
@@ -90,6 +86,7 @@ def iterate(engine: Engine, prompts: PromptSet, iteration: int) -> dict[str, Any
     return {
         "seconds": phases.seconds,
         "peak_mib": phases.peak_mib,
+        "reserved_mib": phases.reserved_mib,
         "response_tokens": int(sampled.rollouts.response_lengths_B.sum()),
         "figures": figures,
     }
@@ -120,6 +117,7 @@ def summary(laps: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "seconds": {**seconds, "iteration": median(whole)},
         "peak_mib": {**peaks, "iteration": _highest(list(peaks.values()))},
+        "reserved_mib": _highest([each for lap in laps for each in lap["reserved_mib"].values()]),
         "response_tokens_per_second": median(
             lap["response_tokens"] / each for lap, each in zip(laps, whole, strict=True)
         ),
