@@ -11,7 +11,7 @@
 ##   MEMORY   GiB of each of those devices [what this machine's device has]
 ##   TOKENS   the longest sequence that `make plan` takes for granted, where the recipe sets no length.max_tokens
 ##   CLEAN=1  throw away what the stage has already made, and start it again
-##   BENCH    what `make bench` and `make bench-learning` are told: BENCH="ppo-real --rounds 1" [nothing]
+##   BENCH    what the `make bench` targets are told: BENCH="ppo-real --rounds 1" [nothing]
 ##   TESTS    what `make test` passes to pytest: TESTS="tests/unit -k config" [all tests]
 ##   VENV     the virtual environment to make and use; VENV=none: use PYTHON as it is [.venv]
 ##   PYTHON   the Python that makes the environment, or that VENV=none uses [python3]
@@ -33,7 +33,7 @@ PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .PHONY: help install plan sft reward ppo chat demonstrations samples rankings stories hh clean-run
-.PHONY: check lint types test format bench bench-learning
+.PHONY: check lint types test format bench bench-learning bench-gpu
 # Goals run one after the other in the order given, also under -j: each needs what the one before published.
 .NOTPARALLEL:
 
@@ -99,6 +99,9 @@ bench-learning: CONFIG = configs/stories/recipe.yaml
 bench-learning: install ## race PPO against TRL on the stories task: who learns sooner (give MODEL)
 	$(python) -m benchmarks.learning --config $(call quoted,$(CONFIG)) \
 	  $(if $(MODEL),--model $(call quoted,$(MODEL))) $(SET) $(BENCH)
+
+bench-gpu: install ## measure what only a CUDA device can answer: correctness, speed, memory
+	$(python) -m benchmarks.gpu $(BENCH)
 
 clean-run: ## delete the folder runs/RUN (give RUN)
 	@case $(call quoted,$(RUN)) in \

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         threads=arguments.threads,
         device=arguments.device,
         seed=arguments.seed,
-        layers=tuple(arguments.layers or ["all layers"]),
+        layers=tuple(arguments.layers or ["all layers", "top half"]),
         sides=(arguments.only,) if arguments.only else ("peer", "ours"),
         build=arguments.build,
         results=arguments.results,
@@ -62,12 +62,12 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, allow_abbrev=False)
     made.add_argument("races", nargs="*", metavar="RACE", help=f"{', '.join(RACES)} [all of them]")
     made.add_argument("--rounds", type=int, default=5, help="times that every racer starts [5]")
-    made.add_argument("--iterations", type=int, default=3, help="counted PPO iterations in a start [3]")
+    made.add_argument("--iterations", type=int, default=2, help="counted PPO iterations in a start [2]")
     made.add_argument("--steps", type=int, default=0, help="reward: optimizer steps at most [all]")
     made.add_argument("--shapes", nargs="+", metavar="SHAPE", help=f"{', '.join(SHAPES)} [the race's own]")
     made.add_argument("--completions", nargs="+", type=int, metavar="K", help="reward: 2, 4, 9 [all]")
     made.add_argument(
-        "--layers", nargs="+", choices=["all layers", "top half"], help="where adapters sit [all layers]"
+        "--layers", nargs="+", choices=["all layers", "top half"], help="where adapters sit [both]"
     )
     made.add_argument("--only", choices=["ours", "peer"], help="leave the other side out")
     made.add_argument("--threads", type=int, default=1, help="CPU threads of every racer [1]")

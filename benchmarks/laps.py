@@ -15,6 +15,18 @@ from benchmarks.jobs import Lap
 OTHER = "everything else"
 
 
+def clock(device: str) -> Callable[[], float]:
+    """Wall-clock seconds, read once the device has done all that it was given."""
+    if not device.startswith("cuda"):
+        return time.perf_counter
+
+    def now() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return now
+
+
 class Parts:
     """Wall-clock seconds by part; time inside an inner part does not count for the outer one."""
 
@@ -61,7 +73,7 @@ class Laps:
 
     def __init__(self, device: str = "cpu", *, parts: Parts | None = None) -> None:
         self.laps: list[Lap] = []
-        self._device, self._parts = device, parts
+        self._now, self._parts = clock(device), parts
         self._steps = 0
         self._hook = register_optimizer_step_post_hook(self._count)
 
@@ -101,9 +113,7 @@ class Laps:
         self._hook.remove()
 
     def _clocks(self) -> tuple[float, float]:
-        if self._device.startswith("cuda"):
-            torch.cuda.synchronize()
-        return time.perf_counter(), time.process_time()
+        return self._now(), time.process_time()
 
     def _count(self, *args: Any) -> None:
         del args

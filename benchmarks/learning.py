@@ -19,7 +19,7 @@ from benchmarks.learning_summary import learning_markdown, summarize_learning
 from benchmarks.machine import describe_code, describe_machine
 from benchmarks.peer_install import install_peer
 from benchmarks.race import OUR_PPO, PEER_PPO, ROOT, Racer, environment, run_racer, with_seed
-from benchmarks.workloads import Layers, adapted_layers, racer_pairs
+from benchmarks.workloads import WHAT_BOTH_CAN, Layers, adapted_layers, racer_pairs
 from rlhf.config import load_recipe
 from rlhf.errors import UserError, run_command
 
@@ -61,6 +61,7 @@ class LearningOptions:
             "run.device=cpu",
             "tracking.wandb=off",
             "ppo.sample_table_every=0",
+            *WHAT_BOTH_CAN,
             *self.overrides,
             *layer_overrides(layers, self._num_layers()),
         ]

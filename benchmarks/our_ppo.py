@@ -11,7 +11,7 @@ import ppo.rollout
 import ppo.train
 import ppo.update
 from benchmarks.jobs import Job, Result
-from benchmarks.laps import OTHER, Laps, Parts
+from benchmarks.laps import OTHER, Laps, Parts, clock
 from benchmarks.memory import PeakMemory
 from benchmarks.racer import race, read_recipe
 from benchmarks.snapshots import Snapshots
@@ -57,7 +57,7 @@ def run(job: Job) -> Result:
     recipe = read_recipe(job)
     settings = cast(PPOSettings, recipe.section("ppo"))
     stage = PPO(recipe, settings)
-    parts, lengths = Parts(), Lengths()
+    parts, lengths = Parts(clock(job.device)), Lengths()
     for owner, name, part in PARTS:
         parts.wrap(owner, name, part)
     lengths.listen()

@@ -38,6 +38,7 @@ PPO_DIFFERENCES = (
 """What still differs between the racers in PPO, for the report."""
 
 LEARNING_DIFFERENCES = (
+    "Recipe: for both with a fixed KL penalty of 0.1 and without value warm-up, as the peer cannot.",
     "Prompts: the recipe's training prompts without the seed's held-out ones, for both.",
     "Missing EOS: the same penalty; the peer looks for the tokenizer's EOS, ours for any EOS of the model.",
     "Padding: the peer takes the base's pad token, `<unk>` here; should the policy ever draw it, the peer "

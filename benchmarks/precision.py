@@ -84,7 +84,7 @@ def score(backbone: Backbone, rollouts: Rollouts, role: str, *, rows: int) -> Te
     for start in range(0, len(rollouts), rows):
         part = rollouts.select(range(start, min(start + rows, len(rollouts))))
         with backbone.role(role):
-            hidden_NH = part.at_response(backbone.hidden(part.input_ids_BL))
+            hidden_NH = part.hidden(backbone, part.before_response_N)
         targets_N = part.response_ids_BT[part.response_mask_BT]
         found_N = backbone.logprobs(hidden_NH, targets_N, temperature=1.0)
         logprobs_BT[start : start + rows, : part.response_ids_BT.shape[1]] = part.spread(found_N)
@@ -127,7 +127,7 @@ def fit(
     for _ in range(num_steps):
         optimizer.zero_grad()
         with backbone.role("policy"):
-            hidden_NH = batch.at_response(backbone.hidden(batch.input_ids_BL))
+            hidden_NH = batch.hidden(backbone, batch.before_response_N)
             targets_N = batch.response_ids_BT[batch.response_mask_BT]
             loss = -backbone.logprobs(hidden_NH, targets_N, temperature=1.0)[0].mean()
             loss.backward()

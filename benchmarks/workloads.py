@@ -75,6 +75,12 @@ class RewardWorkload(Record):
         return self.prompt_tokens + (self.max_tokens if self.skewed else self.median_tokens) + 1
 
 
+WHAT_BOTH_CAN = (
+    "ppo.kl.target=null",
+    "ppo.kl.coefficient=0.1",
+    "ppo.value_warmup_iterations=0",
+)
+"""Settings of the learning race for both racers: the peer's penalty is fixed, and it has no value warm-up."""
 SHAPES = {
     shape.name: shape
     for shape in (

@@ -203,6 +203,8 @@ class Sketch:
             if self.precision in QUANTIZED:
                 _stand_in(network, self.precision)
             subject: Any = wrap(network) if wrap else Backbone(network, _tokenizer(), "")
+            if isinstance(subject, Backbone):
+                subject.fused.assume_agreement()
             for name, settings in adapters.items():
                 subject.add_adapter(name, settings, seed=0)
                 subject.add_head(name, bias=True)

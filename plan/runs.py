@@ -234,8 +234,8 @@ def _forward_backward(
 
 
 def _response_states(backbone: Backbone, batch: Batch, ids_BL: Tensor, states: Tensor | None) -> Tensor:
-    hidden_BLH = backbone.hidden(ids_BL, trunk_BLH=states)
-    return hidden_BLH.flatten(0, 1).index_select(0, _ids(batch.rows * batch.response_tokens))
+    wanted_M = _ids(batch.rows * batch.response_tokens)
+    return backbone.hidden(ids_BL, trunk_BLH=states, wanted_M=wanted_M)
 
 
 def _states(backbone: Backbone, batch: Batch) -> Tensor:

@@ -41,7 +41,7 @@ class AdapterReward:
         scores_B = torch.zeros(len(rollouts), device=self._backbone.device)
         with torch.no_grad(), self._backbone.role("reward"):
             for rows, part in rollouts.micro_batches(self._max_tokens):
-                last_BH = part.at_end(self._backbone.hidden(part.input_ids_BL, trunk_BLH=part.trunk_BLH))
+                last_BH = part.hidden(self._backbone, part.last_B)
                 scores_B[rows] = self._backbone.scalar("reward", last_BH)
         return (scores_B - self.model.offset) / self.model.spread
 

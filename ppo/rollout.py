@@ -161,7 +161,7 @@ def response_logprobs(backbone: Backbone, part: Rollouts, temperature: float) ->
 
 def response_hidden(backbone: Backbone, part: Rollouts) -> Tensor:
     """States (N, H) before a micro-batch's real response tokens, in the current role."""
-    return part.at_response(backbone.hidden(part.input_ids_BL, trunk_BLH=part.trunk_BLH))
+    return part.hidden(backbone, part.before_response_N)
 
 
 def value_role(settings: PPOSettings) -> str:

@@ -162,11 +162,11 @@ def measure_normalization(
 
 def raw_scores(backbone: Backbone, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
     """Raw scores (B,) of the role `reward` at the last real token of each row, padded on the right."""
+    lengths_B = mask_BL.sum(1)
+    rows_B = torch.arange(len(input_ids_BL), device=input_ids_BL.device)
+    last_B = rows_B * input_ids_BL.shape[1] + lengths_B - 1
     with backbone.role(ROLE):
-        hidden_BLH = backbone.hidden(input_ids_BL)
-    last_B = mask_BL.long().cumsum(1).argmax(1)
-    rows_B = torch.arange(len(hidden_BLH), device=hidden_BLH.device)
-    return backbone.scalar(ROLE, hidden_BLH[rows_B, last_B])
+        return backbone.scalar(ROLE, backbone.hidden(input_ids_BL, lengths_B=lengths_B, wanted_M=last_B))
 
 
 @torch.no_grad()

@@ -45,8 +45,11 @@ from transformers.utils import logging as transformers_logging
 from rlhf.chat import eos_ids
 from rlhf.config import LoraSettings, ModelSettings, Precision
 from rlhf.errors import UserError
+from rlhf.fused import FusedLayers, Run
 from rlhf.hub import check_hub
+from rlhf.logprobs import token_logprobs
 from rlhf.lora import lighten
+from rlhf.packing import Packing
 from rlhf.precision import is_quantized, load_options, settle
 from rlhf.trunk import Trunk, decoder_layers
 
@@ -55,6 +58,8 @@ from rlhf.trunk import Trunk, decoder_layers
 REFERENCE = "reference"
 _LOGIT_ELEMENTS_PER_CHUNK = 2**26
 """Largest (N, V) block of logits that exists at a time: 256 MiB in fp32."""
+_LOGIT_CHANGES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
+"""What some architectures do to logits, by the name of the setting."""
 
 
 class Backbone(nn.Module):
@@ -80,8 +85,11 @@ class Backbone(nn.Module):
         self._checkpointed_layers: list[GradientCheckpointingLayer] = []
         self._decoder = model.get_decoder()
         self._linear_names = _linear_names(model)
-        self.trunk = Trunk(decoder_layers(self._decoder, model.config.get_text_config().num_hidden_layers))
-        self.has_plain_cache = _has_plain_cache(model, len(self.trunk.layers))
+        layers = decoder_layers(self._decoder, model.config.get_text_config().num_hidden_layers)
+        self.has_plain_cache = _has_plain_cache(model, len(layers))
+        # Other caches tell of windows or recurrent states, which fused layers do not know.
+        self.fused = FusedLayers(layers if self.has_plain_cache else [])
+        self.trunk = Trunk(layers)
         self._takes_4d_mask = self.has_plain_cache and model.config._attn_implementation == "sdpa"
         self._takes_positions = "position_ids" in inspect.signature(self._decoder.forward).parameters
         self._disable_dropout()
@@ -209,6 +217,7 @@ class Backbone(nn.Module):
         self._lora_layers = [layer for layer in self.model.modules() if isinstance(layer, LoraLayer)]
         for layer in self._lora_layers:
             lighten(layer)
+        self.fused.adapters_changed()
         self.trunk.split = _lowest_adapter(self.trunk.layers, len(self._lora_layers))
         self.adapters[name] = settings
         for parameter in self.adapter_parameters(name).values():
@@ -287,35 +296,73 @@ class Backbone(nn.Module):
 
     # ---- forward ----------------------------------------------------------------------------------
 
-    def hidden(self, input_ids_BL: Tensor, *, trunk_BLH: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        input_ids_BL: Tensor,
+        *,
+        lengths_B: Tensor | None = None,
+        trunk_BLH: Tensor | None = None,
+        wanted_M: Tensor | None = None,
+    ) -> Tensor:
         """Last hidden states (B, L, H) of the current role.
 
         Rows begin in the first column and may be padded on the right, where causal attention never looks: so
-        no mask is needed, and what comes out over padding means nothing. With `trunk_BLH`, what `run_trunk`
-        returned for the same rows, only the layers above the split run.
+        no mask is needed, and what comes out over padding means nothing. `lengths_B` says how many tokens of
+        each row are real; where the layers can be fused, the others are then never computed.
+
+        With `trunk_BLH`, what `run_trunk` returned for the same rows, only the layers above the split run.
+        With `wanted_M`, places in the flattened (B, L) input, only the states (M, H) there are returned.
         """
-        # A layer is checkpointed only in training mode, in which it also refuses a KV cache: so the mode is
-        # on for this call alone. Its children stay in evaluation mode.
-        for layer in self._checkpointed_layers:
-            layer.training = torch.is_grad_enabled()
-        with contextlib.nullcontext() if trunk_BLH is None else self.trunk.above(trunk_BLH):
-            output = self._decoder(input_ids=input_ids_BL, use_cache=False)
-        for layer in self._checkpointed_layers:
-            layer.training = False
-        hidden_BLH: Tensor = output.last_hidden_state
-        return hidden_BLH
+        run = self._packed(input_ids_BL, lengths_B)
+        if run is None:
+            hidden_BLH = self._run_decoder(input_ids_BL, trunk_BLH)
+            return hidden_BLH if wanted_M is None else hidden_BLH.flatten(0, 1).index_select(0, wanted_M)
+        packing = run.packing
+        if wanted_M is not None:
+            run.wanted_M = packing.numbers_of(wanted_M)
+        trunk_1NH = None if trunk_BLH is None else packing.pack(trunk_BLH)
+        hidden_NH = self._run_decoder(packing.pack(input_ids_BL), trunk_1NH, run)[0]
+        return packing.unpack(hidden_NH) if wanted_M is None else hidden_NH
 
     @torch.no_grad()
-    def run_trunk(self, input_ids_BL: Tensor) -> Tensor | None:
+    def run_trunk(self, input_ids_BL: Tensor, lengths_B: Tensor | None = None) -> Tensor | None:
         """States (B, L, H) that enter the lowest layer with an adapter; None where that is the first layer.
 
         They are the same in every role, because nothing below has an adapter. Rows as in `hidden`.
         """
         if not 0 < self.trunk.split < len(self.trunk.layers):
             return None
+        run = self._packed(input_ids_BL, lengths_B)
         with self.trunk.below():
-            self._decoder(input_ids=input_ids_BL, use_cache=False)
-        return self.trunk.take()
+            self._run_decoder(input_ids_BL if run is None else run.packing.pack(input_ids_BL), None, run)
+        states = self.trunk.take()
+        return states if run is None else run.packing.unpack(states[0])
+
+    def _packed(self, input_ids_BL: Tensor, lengths_B: Tensor | None) -> Run | None:
+        """How the rows become one without padding; None where the layers run in their own form."""
+        if not self.fused.can_run():
+            return None
+        num_rows, num_columns = input_ids_BL.shape
+        lengths = [num_columns] * num_rows if lengths_B is None else lengths_B.tolist()
+        return Run(Packing(lengths, num_columns, input_ids_BL.device))
+
+    def _run_decoder(self, input_ids: Tensor, trunk: Tensor | None, run: Run | None = None) -> Tensor:
+        """Last hidden states, of padded rows or of the one row of `run`."""
+        extra: dict[str, Any] = {}
+        if run is not None:
+            # A mask with four dimensions is left as it is, and fused layers ask for none.
+            extra["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=input_ids.device)
+            extra["position_ids"] = run.packing.positions_1N
+        # A layer is checkpointed only in training mode, in which it also refuses a KV cache: so the mode is
+        # on for this call alone. Its children stay in evaluation mode.
+        for layer in self._checkpointed_layers:
+            layer.training = torch.is_grad_enabled()
+        with contextlib.nullcontext() if trunk is None else self.trunk.above(trunk), self.fused.running(run):
+            output = self._decoder(input_ids=input_ids, use_cache=False, **extra)
+        for layer in self._checkpointed_layers:
+            layer.training = False
+        states: Tensor = output.last_hidden_state
+        return states
 
     def next_hidden(self, input_ids_BQ: Tensor, mask_BC: Tensor, cache: Cache) -> Tensor:
         """Last hidden states (B, Q, H) of tokens that follow what `cache` holds, which grows by them.
@@ -362,9 +409,23 @@ class Backbone(nn.Module):
 
         rows = self._rows_per_chunk()
         chunks = list(zip(hidden_NH.split(rows), targets_N.split(rows), strict=True))
+        if (weight_VH := self._plain_head()) is not None:
+            keep = len(chunks) == 1
+            return torch.cat(
+                [token_logprobs(h, weight_VH, t, temperature=temperature, keep=keep) for h, t in chunks]
+            )
         if len(chunks) > 1 and torch.is_grad_enabled():
             return torch.cat([checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks])
         return torch.cat([one(*chunk) for chunk in chunks])
+
+    def _plain_head(self) -> Tensor | None:
+        """The output head's weight (V, H), where logits are its product with the states and nothing else."""
+        head, config = self.model.get_output_embeddings(), self.model.config.get_text_config()
+        is_plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
+        if not is_plain or any(getattr(config, name, None) is not None for name in _LOGIT_CHANGES):
+            return None
+        weight_VH: Tensor = head.weight
+        return weight_VH
 
     @torch.no_grad()
     def entropies(self, hidden_NH: Tensor, *, temperature: float) -> Tensor:
@@ -388,12 +449,12 @@ class Backbone(nn.Module):
     def enable_gradient_checkpointing(self) -> None:
         """Recompute layers in the backward pass, each in the role that its forward pass ran in.
 
-        The backward pass comes after the role's block has been left, so the role is bound when the layer
-        runs and entered again around its recomputation.
+        The backward pass comes after the role's block has been left, so role and packing are bound when the
+        layer runs and entered again around its recomputation.
         """
 
         def contexts() -> tuple[Any, Any]:
-            return contextlib.nullcontext(), self.role(self._role)
+            return contextlib.nullcontext(), self._again(self._role, self.fused.run)
 
         recompute = functools.partial(checkpoint, use_reentrant=False, context_fn=contexts)
         for layer in self.model.modules():
@@ -403,6 +464,12 @@ class Backbone(nn.Module):
                 layer.gradient_checkpointing = True
                 layer._gradient_checkpointing_func = recompute  # type: ignore[assignment]
                 self._checkpointed_layers.append(layer)
+
+    @contextlib.contextmanager
+    def _again(self, role: str, run: Run | None) -> Iterator[None]:
+        """Inside the block layers are recomputed as they ran."""
+        with self.role(role), self.fused.running(run):
+            yield
 
     # ---- leaving the house ------------------------------------------------------------------------
 

@@ -61,19 +61,24 @@ class Rollouts:
         """Real tokens, prompt and response."""
         return self.prompt_lengths_B + self.response_lengths_B
 
-    def at_response(self, hidden_BLH: Tensor) -> Tensor:
-        """Hidden states (N, H) that predict the N real response tokens, row by row.
+    def hidden(self, backbone: Backbone, wanted_M: Tensor) -> Tensor:
+        """States (M, H) of the current role at places of the flattened `input_ids_BL`."""
+        return backbone.hidden(
+            self.input_ids_BL, lengths_B=self.lengths_B, trunk_BLH=self.trunk_BLH, wanted_M=wanted_M
+        )
+
+    @property
+    def last_B(self) -> Tensor:
+        """Place of each row's last real token in the flattened `input_ids_BL`."""
+        rows_B = torch.arange(len(self), device=self.ended_B.device)
+        return rows_B * self.input_ids_BL.shape[1] + self.lengths_B - 1
+
+    @cached_property
+    def before_response_N(self) -> Tensor:
+        """Places in the flattened `input_ids_BL` whose states predict the N real response tokens, row by row.
 
         A row's response begins right after its prompt, and the state before a token predicts it.
         """
-        return hidden_BLH.flatten(0, 1).index_select(0, self._before_response_N)
-
-    def at_end(self, hidden_BLH: Tensor) -> Tensor:
-        """Hidden states (B, H) at the last real token of each row."""
-        return hidden_BLH[torch.arange(len(self), device=self.ended_B.device), self.lengths_B - 1]
-
-    @cached_property
-    def _before_response_N(self) -> Tensor:
         rows_N, places_N = self.response_mask_BT.nonzero(as_tuple=True)
         width = self.input_ids_BL.shape[1]
         return rows_N * width + self.prompt_lengths_B[rows_N] - 1 + places_N
@@ -110,7 +115,7 @@ class Rollouts:
         """The same rollouts with the states of the frozen trunk, if the backbone has one."""
         states_BLH: Tensor | None = None
         for rows, part in self.micro_batches(max_tokens):
-            part_BLH = backbone.run_trunk(part.input_ids_BL)
+            part_BLH = backbone.run_trunk(part.input_ids_BL, part.lengths_B)
             if part_BLH is None:
                 return self
             if states_BLH is None:

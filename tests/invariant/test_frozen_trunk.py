@@ -114,7 +114,7 @@ def test_three_iterations_end_with_the_weights_of_the_plain_path(monkeypatch: py
     with_trunk = Game(ppo_settings(lora=TOP_ONE))
     start = with_trunk.weights()
     with_trunk.play(3)
-    monkeypatch.setattr(Backbone, "run_trunk", lambda self, ids: None)
+    monkeypatch.setattr(Backbone, "run_trunk", lambda self, ids, lengths_B: None)
     plain = Game(ppo_settings(lora=TOP_ONE))
     plain.play(3)
     ours, theirs = with_trunk.weights(), plain.weights()
@@ -127,7 +127,7 @@ def test_three_iterations_end_with_the_weights_of_the_plain_path(monkeypatch: py
 
 def test_samples_are_equal_with_and_without_the_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = Game(ppo_settings(lora=TOP_ONE), noisy=True).sample()
-    monkeypatch.setattr(Backbone, "run_trunk", lambda self, ids: None)
+    monkeypatch.setattr(Backbone, "run_trunk", lambda self, ids, lengths_B: None)
     plain = Game(ppo_settings(lora=TOP_ONE), noisy=True).sample()
     assert ours.rollouts.response_lists() == plain.rollouts.response_lists()
     assert ours.rollouts.trunk_BLH is not None

@@ -5,6 +5,7 @@ import pytest
 from torch import nn
 
 from benchmarks.peer_settings import linear_names, peer_arguments, peer_lora, reward_batching
+from benchmarks.workloads import WHAT_BOTH_CAN
 from ppo.config import PPOSettings
 from rlhf.config import LoraSettings, SourceSettings, load_recipe
 from rlhf.errors import UserError
@@ -43,7 +44,7 @@ def test_what_the_peer_cannot_do_is_refused(changes: dict[str, object]) -> None:
 
 
 def test_the_stories_recipe_is_one_that_the_peer_can_run(root: Path) -> None:
-    recipe = load_recipe(root / "configs" / "stories" / "recipe.yaml")
+    recipe = load_recipe(root / "configs" / "stories" / "recipe.yaml", WHAT_BOTH_CAN)
     settings = cast(PPOSettings, recipe.section("ppo"))
     told = peer_arguments(settings, seed=1, device="cpu", stops_at_eos=True)
     assert told["kl_coef"] == settings.kl.coefficient

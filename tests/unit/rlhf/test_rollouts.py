@@ -37,11 +37,11 @@ def test_states_at_the_response_and_at_the_end_are_those_of_each_row_alone() -> 
     settings = SamplingSettings(max_response_tokens=24)
     rollouts = sample(backbone, PROMPTS, role="policy", settings=settings, keys=keys, seed=7)
     with backbone.role("policy"), torch.no_grad():
-        hidden = backbone.hidden(rollouts.input_ids_BL)
-        grid = rollouts.spread(rollouts.at_response(hidden)[:, 0])
+        grid = rollouts.spread(rollouts.hidden(backbone, rollouts.before_response_N)[:, 0])
+        last_BH = rollouts.hidden(backbone, rollouts.last_B)
         for row, (prompt, response) in enumerate(zip(PROMPTS, rollouts.response_lists(), strict=True)):
             ids = torch.tensor([prompt + response])
             alone = backbone.hidden(ids)[0]
-            torch.testing.assert_close(rollouts.at_end(hidden)[row], alone[-1], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(last_BH[row], alone[-1], atol=1e-4, rtol=1e-4)
             expected = alone[len(prompt) - 1 : -1, 0]
             torch.testing.assert_close(grid[row, : len(response)], expected, atol=1e-4, rtol=1e-4)

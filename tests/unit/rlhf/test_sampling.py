@@ -67,7 +67,7 @@ def test_sampled_logprobs_are_those_of_a_full_forward_pass(temperature: float) -
     settings = SETTINGS.model_copy(update={"temperature": temperature})
     rollouts = draw(backbone, settings=settings)
     with backbone.role("policy"), torch.no_grad():
-        hidden = rollouts.at_response(backbone.hidden(rollouts.input_ids_BL))
+        hidden = rollouts.hidden(backbone, rollouts.before_response_N)
         targets = rollouts.response_ids_BT[rollouts.response_mask_BT]
         logprobs = backbone.logprobs(hidden, targets, temperature=temperature)
     torch.testing.assert_close(rollouts.spread(logprobs), rollouts.sampled_logprobs_BT, atol=1e-4, rtol=0)
@@ -205,7 +205,7 @@ def test_other_architectures_are_sampled_with_the_logprobs_of_a_full_forward_pas
     rollouts = draw(backbone, MANY, MANY_KEYS, settings=settings)
     assert int(rollouts.response_lengths_B.max()) > 12  # longer than the window
     with backbone.role("policy"), torch.no_grad():
-        hidden = rollouts.at_response(backbone.hidden(rollouts.input_ids_BL))
+        hidden = rollouts.hidden(backbone, rollouts.before_response_N)
         logprobs = backbone.logprobs(hidden, rollouts.response_tokens_N, temperature=1.0)
     torch.testing.assert_close(rollouts.spread(logprobs), rollouts.sampled_logprobs_BT, atol=1e-4, rtol=0)
 
