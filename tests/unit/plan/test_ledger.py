@@ -14,6 +14,7 @@ from plan.ledger import ACTIVATIONS, GRADIENTS, LOGITS, Ledger, Profile, extrapo
 from plan.model import Sketch
 from plan.runs import Batch, Run
 from rlhf.backbone import Backbone
+from rlhf.fused import FusedLayers
 from rlhf.config import LoraSettings, ModelSettings, Precision, SamplingSettings
 from tests.small import LORA, small_backbone, write_small_model
 
@@ -175,7 +176,8 @@ def test_extrapolation_is_linear_in_the_depth() -> None:
     assert extrapolated(shallow, deeper, depths=(2, 3), depth=10) == {"a": {"x": 34, "y": 1, "z": 16}}
 
 
-def test_a_quantized_layer_keeps_no_unpacked_weight(model: Path) -> None:
+def test_a_quantized_layer_keeps_no_unpacked_weight(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FusedLayers, "can_run", lambda self: False)  # quantized layers never are
     run = runs.training(BATCH, with_logits=("policy",), without=(), again=False, below=False)
     plain, packed = (sketch_of(model, p).profile({"policy": LORA}, run) for p in ("fp32", "nf4"))
     weights = sum(p.numel() * 4 for p in Backbone.load(model).model.parameters())
