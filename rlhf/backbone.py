@@ -356,7 +356,7 @@ class Backbone(nn.Module):
         # A layer is checkpointed only in training mode, in which it also refuses a KV cache: so the mode is
         # on for this call alone. Its children stay in evaluation mode.
         for layer in self._checkpointed_layers:
-            layer.training = torch.is_grad_enabled()
+            layer.training = torch.is_grad_enabled() and run is None
         with contextlib.nullcontext() if trunk is None else self.trunk.above(trunk), self.fused.running(run):
             output = self._decoder(input_ids=input_ids, use_cache=False, **extra)
         for layer in self._checkpointed_layers:
@@ -457,6 +457,7 @@ class Backbone(nn.Module):
             return contextlib.nullcontext(), self._again(self._role, self.fused.run)
 
         recompute = functools.partial(checkpoint, use_reentrant=False, context_fn=contexts)
+        self.fused.checkpoint = recompute
         for layer in self.model.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 # Set here rather than by the model's own switch, which would also demand gradients of the

@@ -12,7 +12,7 @@ Every other one runs as transformers has it.
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
@@ -56,6 +56,8 @@ class FusedLayers:
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self._run: Run | None = None
+        self.checkpoint: Callable[..., Any] | None = None
+        """Runs a function and keeps nothing of it but its inputs, if activations are to be recomputed."""
         self._layers = [_Layer(layer) for layer in layers] if all(map(_has_parts, layers)) else []
         self._is_plain: bool | None = None
         self._agrees: bool | None = None
@@ -106,7 +108,10 @@ class FusedLayers:
             return layer.plain(hidden_states, *args, **kwargs)
         cos_1ND, sin_1ND = kwargs["position_embeddings"]
         wanted_M = run.wanted_M if is_last else None
-        return layer(hidden_states[0], cos_1ND[0], sin_1ND[0], run.packing, wanted_M)[None]
+        inputs = (hidden_states[0], cos_1ND[0], sin_1ND[0], run.packing, wanted_M)
+        if self.checkpoint is not None and torch.is_grad_enabled():
+            return self.checkpoint(layer, *inputs)[None]
+        return layer(*inputs)[None]
 
 
 class _Layer:

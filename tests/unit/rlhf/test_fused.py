@@ -20,8 +20,10 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from rlhf import fused
 from rlhf.backbone import Backbone
 from rlhf.config import LoraSettings
+from rlhf.packing import attend
 from tests.small import small_backbone, word_tokenizer, write_small_model
 
 SIZES: dict[str, Any] = {
@@ -121,12 +123,21 @@ def test_states_and_gradients_are_those_of_transformers(
 
 
 @pytest.mark.parametrize("top", [None, 1])
-def test_checkpointing_changes_nothing(top: int | None, tmp_path: Path) -> None:
+def test_checkpointing_runs_layers_twice_and_changes_nothing(
+    top: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     backbone = backbone_of(llama(), tmp_path, top=top)
     before = states_and_gradients(backbone, LENGTHS, "policy")
+    calls: list[int] = []
+    monkeypatch.setattr(
+        fused, "attend", lambda *args, **kwargs: (calls.append(1), attend(*args, **kwargs))[1]
+    )
+    states_and_gradients(backbone, LENGTHS, "policy")
+    assert len(calls) == 3
     backbone.enable_gradient_checkpointing()
     assert_same(states_and_gradients(backbone, LENGTHS, "policy"), before)
+    assert len(calls) > 6
 
 
 def test_only_wanted_states_are_made_and_they_are_the_same(tmp_path: Path) -> None:
