@@ -14,8 +14,8 @@ from plan.ledger import ACTIVATIONS, GRADIENTS, LOGITS, Ledger, Profile, extrapo
 from plan.model import Sketch
 from plan.runs import Batch, Run
 from rlhf.backbone import Backbone
-from rlhf.fused import FusedLayers
 from rlhf.config import LoraSettings, ModelSettings, Precision, SamplingSettings
+from rlhf.fused import FusedLayers
 from tests.small import LORA, small_backbone, write_small_model
 
 KIB = 1024
@@ -120,7 +120,7 @@ def test_fine_tuning_needs_what_real_tensors_need(model: Path, lora: LoraSetting
 def test_checkpointing_saves_activations(model: Path) -> None:
     run = runs.training(BATCH, with_logits=("policy",), without=(), again=False, below=False)
     plain, less = (sketch_of(model).profile({"policy": LORA}, r) for r in (run, runs.checkpointed(run)))
-    assert less["forward"].total() < 0.5 * plain["forward"].total()
+    assert less["forward"].total() < 0.6 * plain["forward"].total()
 
 
 def deep(folder: Path, num_layers: int) -> Sketch:
