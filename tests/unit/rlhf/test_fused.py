@@ -130,9 +130,12 @@ def test_checkpointing_runs_layers_twice_and_changes_nothing(
     backbone = backbone_of(llama(), tmp_path, top=top)
     before = states_and_gradients(backbone, LENGTHS, "policy")
     calls: list[int] = []
-    monkeypatch.setattr(
-        fused, "attend", lambda *args, **kwargs: (calls.append(1), attend(*args, **kwargs))[1]
-    )
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        calls.append(1)
+        return attend(*args, **kwargs)
+
+    monkeypatch.setattr(fused, "attend", counted)
     states_and_gradients(backbone, LENGTHS, "policy")
     assert len(calls) == 3
     backbone.enable_gradient_checkpointing()
