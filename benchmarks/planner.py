@@ -56,9 +56,9 @@ SHAPES: dict[str, dict[str, Any]] = {
         "prompt_tokens": 120,
         "ppo": {
             "sampling": {"max_response_tokens": 8, "batch_size": 96},
-            "rollouts_per_iteration": 288,
+            "rollouts_per_iteration": 384,
             "num_minibatches": 1,
-            "micro_batch_tokens": 36864,
+            "micro_batch_tokens": 49152,
         },
     },
     "toy": {
