@@ -22,8 +22,9 @@ PPO_DIFFERENCES = (
     "training forward, one pass more.",
     "Decoding: the peer uses transformers' generate, keeps the scores of every position, and goes on "
     "with all rows until the last has ended.",
-    "Training: the peer's minibatches are as wide as the iteration's longest response, and its heads see "
-    "every position; ours cuts common padding, groups by length, and runs heads on response tokens only.",
+    "Training: the peer's minibatches are as wide as the iteration's longest response, its heads see every "
+    "position, and its layers are transformers' and PEFT's; ours computes no padding, its heads and the last "
+    "layer's feed-forward see what predicts response tokens, and its layers are rlhf/fused.py.",
     "Text: ours decodes every response for scorers that may want it; the peer does not.",
     "Gradient norm: ours clips it, at 1; the peer never does.",
     "Score: the peer puts it on the token after the EOS, where there is one, and its value loss covers "
