@@ -135,10 +135,13 @@ def score_tokens(
         for rows, part in rollouts.micro_batches(settings.micro_batch_tokens):
             hidden_NH = response_hidden(backbone, part)
             width = part.response_ids_BT.shape[1]
-            logprobs_N = backbone.logprobs(hidden_NH, part.response_tokens_N, temperature=temperature)
+            given = (hidden_NH, part.response_tokens_N)
+            if entropy_BT is None:
+                logprobs_N = backbone.logprobs(*given, temperature=temperature)
+            else:
+                logprobs_N, entropies_N = backbone.logprobs_and_entropies(*given, temperature=temperature)
+                entropy_BT[rows, :width] = part.spread(entropies_N)
             logprobs_BT[rows, :width] = part.spread(logprobs_N)
-            if entropy_BT is not None:
-                entropy_BT[rows, :width] = part.spread(backbone.entropies(hidden_NH, temperature=temperature))
     return logprobs_BT
 
 

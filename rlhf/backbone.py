@@ -56,8 +56,10 @@ from rlhf.trunk import Trunk, decoder_layers
 # Shapes: B sequences, L tokens of a padded sequence, N selected tokens, H hidden size, V vocabulary.
 
 REFERENCE = "reference"
-_LOGIT_ELEMENTS_PER_CHUNK = 2**26
-"""Largest (N, V) block of logits that exists at a time: 256 MiB in fp32."""
+_LOGIT_ELEMENTS_KEPT = 2**26
+"""Up to this many logits, a (N, V) block waits for the backward pass: 256 MiB in fp32."""
+_LOGIT_ELEMENTS_PER_CHUNK = 2**24
+"""Otherwise logits are made in chunks of at most this many, and made again in the backward pass: 64 MiB."""
 _LOGIT_CHANGES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 """What some architectures do to logits, by the name of the setting."""
 
@@ -401,22 +403,40 @@ class Backbone(nn.Module):
     def logprobs(self, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float) -> Tensor:
         """Log-probability (N,) of the next token, nats, under softmax(logits / temperature).
 
-        The (N, V) logits exist one chunk at a time, in the backward pass too.
+        Beyond a moderate size the (N, V) logits exist one chunk at a time, in the backward pass too.
         """
 
         def one(hidden: Tensor, targets: Tensor) -> Tensor:
             return -F.cross_entropy(self.logits(hidden) / temperature, targets, reduction="none")
 
-        rows = self._rows_per_chunk()
+        needs_grad = torch.is_grad_enabled() and hidden_NH.requires_grad
+        keep = needs_grad and len(hidden_NH) * self._vocab_size <= _LOGIT_ELEMENTS_KEPT
+        rows = len(hidden_NH) if keep else self._rows_per_chunk()
         chunks = list(zip(hidden_NH.split(rows), targets_N.split(rows), strict=True))
         if (weight_VH := self._plain_head()) is not None:
-            keep = len(chunks) == 1
             return torch.cat(
                 [token_logprobs(h, weight_VH, t, temperature=temperature, keep=keep) for h, t in chunks]
             )
-        if len(chunks) > 1 and torch.is_grad_enabled():
+        if needs_grad and not keep:
             return torch.cat([checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks])
         return torch.cat([one(*chunk) for chunk in chunks])
+
+    @torch.no_grad()
+    def logprobs_and_entropies(
+        self, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """`logprobs`, and the entropy (N,) of each distribution, nats; without gradients."""
+        logprobs, entropies = [], []
+        rows = self._rows_per_chunk()
+        for hidden, targets in zip(hidden_NH.split(rows), targets_N.split(rows), strict=True):
+            logits_NV = self.logits(hidden).div_(temperature)
+            chosen_N = logits_NV.gather(1, targets[:, None]).squeeze(1)
+            highest_N1 = logits_NV.amax(1, keepdim=True)
+            weights_NV = logits_NV.sub_(highest_N1).exp()
+            sums_N = weights_NV.sum(1)
+            logprobs.append(chosen_N - (sums_N.log() + highest_N1.squeeze(1)))
+            entropies.append(sums_N.log() - weights_NV.mul_(logits_NV).sum(1) / sums_N)
+        return torch.cat(logprobs), torch.cat(entropies)
 
     def _plain_head(self) -> Tensor | None:
         """The output head's weight (V, H), where logits are its product with the states and nothing else."""
@@ -427,19 +447,12 @@ class Backbone(nn.Module):
         weight_VH: Tensor = head.weight
         return weight_VH
 
-    @torch.no_grad()
-    def entropies(self, hidden_NH: Tensor, *, temperature: float) -> Tensor:
-        """Entropy (N,) of the next token's distribution, nats, under softmax(logits / temperature)."""
-
-        def one(hidden: Tensor) -> Tensor:
-            logprobs_NV = torch.log_softmax(self.logits(hidden) / temperature, dim=-1)
-            return -(logprobs_NV.exp() * logprobs_NV).sum(-1)
-
-        return torch.cat([one(hidden) for hidden in hidden_NH.split(self._rows_per_chunk())])
+    @property
+    def _vocab_size(self) -> int:
+        return int(self.model.get_output_embeddings().weight.shape[0])
 
     def _rows_per_chunk(self) -> int:
-        vocab_size = int(self.model.get_output_embeddings().weight.shape[0])
-        return max(1, _LOGIT_ELEMENTS_PER_CHUNK // vocab_size)
+        return max(1, _LOGIT_ELEMENTS_PER_CHUNK // self._vocab_size)
 
     def scalar(self, head: str, hidden_NH: Tensor) -> Tensor:
         """The head's output (N,) in fp32."""

@@ -140,12 +140,15 @@ def test_chunked_logprobs_equal_whole_ones_with_their_gradients(monkeypatch: pyt
     backbone.set_trainable(["policy"])
     results = []
     for limit in (2**26, 60 * 3):
-        monkeypatch.setattr("rlhf.backbone._LOGIT_ELEMENTS_PER_CHUNK", limit)
+        for name in ("_LOGIT_ELEMENTS_PER_CHUNK", "_LOGIT_ELEMENTS_KEPT"):
+            monkeypatch.setattr(f"rlhf.backbone.{name}", limit)
         backbone.zero_grad()
         with backbone.role("policy"):
             hidden = backbone.hidden(IDS)[:, :-1].flatten(0, 1)
             logprobs = backbone.logprobs(hidden, IDS[:, 1:].flatten(), temperature=0.7)
-            entropy = backbone.entropies(hidden, temperature=0.7)
+            targets = IDS[:, 1:].flatten()
+            also, entropy = backbone.logprobs_and_entropies(hidden.detach(), targets, temperature=0.7)
+            torch.testing.assert_close(also, logprobs.detach(), atol=1e-5, rtol=0)
             logprobs.sum().backward()
         gradients = [
             p.grad.clone() for p in backbone.adapter_parameters("policy").values() if p.grad is not None
