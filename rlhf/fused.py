@@ -83,7 +83,7 @@ class FusedLayers:
         if not self._is_plain or any(layer.has_hooks() for layer in self._layers):
             return False
         if self._agrees is None:
-            self._agrees = self._layers[0].agrees_with_plain()
+            self._agrees = all(layer.agrees_with_plain() for layer in self._layers)
         return self._agrees
 
     @property

@@ -204,3 +204,12 @@ def test_only_fp32_is_fused(tmp_path: Path) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         model = LlamaForCausalLM.from_pretrained(tmp_path, dtype=dtype)
         assert Backbone(model, tokenizer, str(tmp_path)).fused.can_run() == (dtype == torch.float32)
+
+
+def test_one_layer_that_differs_keeps_all_from_being_fused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = backbone_of(llama(), tmp_path)
+    layer = backbone.fused._layers[2]
+    plain_forward = layer.plain
+    layer.plain = lambda *args, **kwargs: plain_forward(*args, **kwargs) * 2
+    assert not backbone.fused.can_run()
