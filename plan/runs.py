@@ -90,7 +90,7 @@ def scoring(batch: Batch, *, role: str, with_logits: bool, below: bool) -> Run:
             if with_logits:
                 ledger.book(LOGITS)
                 with ledger.section("logits"):
-                    backbone.logprobs_and_entropies(hidden_NH, _ids(len(hidden_NH)), temperature=0.9)
+                    backbone.logprobs(hidden_NH, _ids(len(hidden_NH)), temperature=0.9)
                 ledger.book(ACTIVATIONS)
 
     return run

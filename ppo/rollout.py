@@ -19,6 +19,11 @@ from rlhf.sampling import sample
 
 # Shapes: B rollouts, P prompt tokens, T response tokens (right-padded), N real response tokens.
 
+_CHECKED_ROLLOUTS = 8
+"""Rollouts of an iteration on which the sampler is compared with the training forward."""
+_SAMPLER_AGREES_NATS = 1e-3
+"""Differences up to this are rounding: a ratio of 1.001 in front of an advantage."""
+
 
 @dataclass(frozen=True)
 class PromptSet:
@@ -44,10 +49,10 @@ class Sampled:
     scores_B: Tensor
     """From the reward, before the penalty for a missing EOS."""
     logprobs_BT: Tensor
-    """Of the role that sampled, by a full forward pass: PPO's *old* log-probabilities."""
+    """Of the role that sampled: PPO's *old* log-probabilities, see `old_logprobs`."""
     reference_logprobs_BT: Tensor
-    entropy_BT: Tensor
-    """Of the distribution that each token was drawn from, nats."""
+    sampler_gap_N: Tensor
+    """|Sampler's log-probability − training forward's| of the tokens that were compared, nats."""
 
     @property
     def mask_BT(self) -> Tensor:
@@ -107,41 +112,39 @@ def collect(
     rollouts = rollouts.with_trunk(backbone, settings.micro_batch_tokens)
     responses = responses_text(backbone, rollouts, settings.sampling)
     scores_B = reward.score(rollouts, prompts.texts, responses)
-    entropy_BT = torch.zeros(rollouts.response_mask_BT.shape, device=backbone.device)
-    logprobs_BT = score_tokens(backbone, rollouts, settings, role=role, entropy_BT=entropy_BT)
+    logprobs_BT, gap_N = old_logprobs(backbone, rollouts, settings, role=role)
     if role == REFERENCE:
         reference_BT = logprobs_BT
     else:
         reference_BT = score_tokens(backbone, rollouts, settings, role=REFERENCE)
-    return Sampled(rollouts, list(prompts.texts), responses, scores_B, logprobs_BT, reference_BT, entropy_BT)
+    return Sampled(rollouts, list(prompts.texts), responses, scores_B, logprobs_BT, reference_BT, gap_N)
+
+
+def old_logprobs(
+    backbone: Backbone, rollouts: Rollouts, settings: PPOSettings, *, role: str
+) -> tuple[Tensor, Tensor]:
+    """PPO's old log-probabilities (B, T), and how far the sampler's are from the training forward's (N,).
+
+    The sampler's are taken if they agree on the first few rollouts, as they do in fp32; else, as in bf16, the
+    training forward goes over all rollouts.
+    """
+    checked = rollouts.select(range(min(_CHECKED_ROLLOUTS, len(rollouts))))
+    few_BT = score_tokens(backbone, checked, settings, role=role)
+    gap_N = (few_BT - checked.sampled_logprobs_BT)[checked.response_mask_BT].abs()
+    if float(gap_N.max()) <= _SAMPLER_AGREES_NATS:
+        return torch.where(rollouts.response_mask_BT, rollouts.sampled_logprobs_BT, 0), gap_N
+    logprobs_BT = score_tokens(backbone, rollouts, settings, role=role)
+    return logprobs_BT, (logprobs_BT - rollouts.sampled_logprobs_BT)[rollouts.response_mask_BT].abs()
 
 
 @torch.no_grad()
-def score_tokens(
-    backbone: Backbone,
-    rollouts: Rollouts,
-    settings: PPOSettings,
-    *,
-    role: str,
-    entropy_BT: Tensor | None = None,
-) -> Tensor:
-    """Log-probability (B, T) of every response token under `role`, temperature included.
-
-    With `entropy_BT`, zeros of the same shape, the entropies are put into it.
-    """
+def score_tokens(backbone: Backbone, rollouts: Rollouts, settings: PPOSettings, *, role: str) -> Tensor:
+    """Log-probability (B, T) of every response token under `role`, temperature included."""
     logprobs_BT = torch.zeros(rollouts.response_mask_BT.shape, device=backbone.device)
-    temperature = settings.sampling.temperature
     with backbone.role(role):
         for rows, part in rollouts.micro_batches(settings.micro_batch_tokens):
-            hidden_NH = response_hidden(backbone, part)
-            width = part.response_ids_BT.shape[1]
-            given = (hidden_NH, part.response_tokens_N)
-            if entropy_BT is None:
-                logprobs_N = backbone.logprobs(*given, temperature=temperature)
-            else:
-                logprobs_N, entropies_N = backbone.logprobs_and_entropies(*given, temperature=temperature)
-                entropy_BT[rows, :width] = part.spread(entropies_N)
-            logprobs_BT[rows, :width] = part.spread(logprobs_N)
+            logprobs_N = response_logprobs(backbone, part, settings.sampling.temperature)
+            logprobs_BT[rows, : part.response_ids_BT.shape[1]] = part.spread(logprobs_N)
     return logprobs_BT
 
 

@@ -188,7 +188,6 @@ def describe(
 ) -> dict[str, float]:
     """An iteration's figures that are known before its updates."""
     mask_BT, rollouts = sampled.mask_BT, sampled.rollouts
-    gap_N = (rollouts.sampled_logprobs_BT - sampled.logprobs_BT)[mask_BT].abs()
     explained = 1 - masked_variance(returns_BT - values_BT, mask_BT) / masked_variance(
         returns_BT, mask_BT
     ).clamp(min=1e-12)
@@ -200,12 +199,12 @@ def describe(
         "kl_k3_nats_per_response": float(torch.where(mask_BT, k3_BT, 0).sum(1).mean()),
         "response_tokens_mean": float(rollouts.response_lengths_B.float().mean()),
         "eos_rate": float(rollouts.ended_B.float().mean()),
-        "entropy": float(masked_mean(sampled.entropy_BT, mask_BT)),
+        "entropy": float(masked_mean(rollouts.sampled_entropy_BT, mask_BT)),
         "value_mean": float(masked_mean(values_BT, mask_BT)),
         "value_explained_variance": float(explained),
         "advantage_std": float(masked_variance(advantages_BT, mask_BT).sqrt()),
-        "sampler_gap_nats_max": float(gap_N.max()),
-        "sampler_gap_nats_mean": float(gap_N.mean()),
+        "sampler_gap_nats_max": float(sampled.sampler_gap_N.max()),
+        "sampler_gap_nats_mean": float(sampled.sampler_gap_N.mean()),
     }
 
 

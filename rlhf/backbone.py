@@ -421,23 +421,6 @@ class Backbone(nn.Module):
             return torch.cat([checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks])
         return torch.cat([one(*chunk) for chunk in chunks])
 
-    @torch.no_grad()
-    def logprobs_and_entropies(
-        self, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float
-    ) -> tuple[Tensor, Tensor]:
-        """`logprobs`, and the entropy (N,) of each distribution, nats; without gradients."""
-        logprobs, entropies = [], []
-        rows = self._rows_per_chunk()
-        for hidden, targets in zip(hidden_NH.split(rows), targets_N.split(rows), strict=True):
-            logits_NV = self.logits(hidden).div_(temperature)
-            chosen_N = logits_NV.gather(1, targets[:, None]).squeeze(1)
-            highest_N1 = logits_NV.amax(1, keepdim=True)
-            weights_NV = logits_NV.sub_(highest_N1).exp()
-            sums_N = weights_NV.sum(1)
-            logprobs.append(chosen_N - (sums_N.log() + highest_N1.squeeze(1)))
-            entropies.append(sums_N.log() - weights_NV.mul_(logits_NV).sum(1) / sums_N)
-        return torch.cat(logprobs), torch.cat(entropies)
-
     def _plain_head(self) -> Tensor | None:
         """The output head's weight (V, H), where logits are its product with the states and nothing else."""
         head, config = self.model.get_output_embeddings(), self.model.config.get_text_config()

@@ -3,8 +3,8 @@
 What transformers writes as dozens of small operations, each of which goes over all activations and leaves
 something behind for autograd, is here three steps: projections, attention, and the rest of the layer. Their
 backward passes work in place, recompute what is cheap, and make no gradients of the frozen base. Residual
-sums ride on matrix products. A weight and its LoRA pair are added up, outside the model, for as long as one
-product takes: beyond 2 · O · I / (O + I) tokens that costs less than the two thin products of a pair.
+sums ride on matrix products. With enough tokens, a weight and its LoRA pair are added up, outside the model,
+for as long as one product takes.
 
 A layer is taken over only if it has exactly the parts of a Llama layer and, on a probe, the same output.
 Every other one runs as transformers has it.
@@ -332,12 +332,17 @@ def _linear(
     """Outputs of linear layers of one input; `onto` is added to the only one."""
     outputs = []
     for base, pair in zip(bases, pairs, strict=True):
-        weight_OI = _together(base, pair)
+        joins = _joins(base, pair, len(x_NI))
+        weight_OI = _joined(base, pair) if joins else base.weight
         if onto is None:
-            outputs.append(F.linear(x_NI, weight_OI, base.bias))
+            output = F.linear(x_NI, weight_OI, base.bias)
         else:
             output = torch.addmm(onto, x_NI, weight_OI.t())
-            outputs.append(output if base.bias is None else output.add_(base.bias))
+            if base.bias is not None:
+                output.add_(base.bias)
+        if pair is not None and not joins:
+            output.addmm_(x_NI @ pair.down_RI.t(), pair.up_OR.t(), alpha=pair.scale)
+        outputs.append(output)
     return outputs
 
 
@@ -350,14 +355,18 @@ def _linear_backward(
     wants_input: bool = True,
 ) -> tuple[Tensor, list[Tensor | None]]:
     """Gradients of `_linear`: of its input (empty if not wanted), and of every pair's (down, up, scale)."""
-    known = [(g, pair) for g, pair in zip(gradients, pairs, strict=True) if pair is not None]
+    low_gradients = [
+        None if pair is None else (gradient @ pair.up_OR).mul_(pair.scale)
+        for gradient, pair in zip(gradients, pairs, strict=True)
+    ]
     flat: list[Tensor | None] = []
+    known = [pair for pair in pairs if pair is not None]
     if known:
-        downs_RI = torch.cat([pair.down_RI for _, pair in known])
-        low_NR = x_NI @ downs_RI.t()
-        low_gradient_NR = torch.cat([(g @ pair.up_OR).mul_(pair.scale) for g, pair in known], 1)
-        down_gradients = iter((low_gradient_NR.t() @ x_NI).split([len(pair.down_RI) for _, pair in known]))
-        lows = iter(low_NR.split([len(pair.down_RI) for _, pair in known], 1))
+        # The thin products of all pairs with the common input are two.
+        ranks = [len(pair.down_RI) for pair in known]
+        lows = iter((x_NI @ torch.cat([pair.down_RI for pair in known]).t()).split(ranks, 1))
+        low_gradient_NR = torch.cat([low for low in low_gradients if low is not None], 1)
+        down_gradients = iter((low_gradient_NR.t() @ x_NI).split(ranks))
     for gradient, pair in zip(gradients, pairs, strict=True):
         if pair is None:
             flat += [None, None, None]
@@ -365,13 +374,26 @@ def _linear_backward(
             flat += [next(down_gradients), (gradient.t() @ next(lows)).mul_(pair.scale), None]
     if not wants_input:
         return x_NI.new_empty(0), flat
-    x_gradient = gradients[0] @ _together(bases[0], pairs[0])
-    for gradient, base, pair in zip(gradients[1:], bases[1:], pairs[1:], strict=True):
-        x_gradient.addmm_(gradient, _together(base, pair))
+    x_gradient: Tensor | None = None
+    for gradient, base, pair, low_gradient in zip(gradients, bases, pairs, low_gradients, strict=True):
+        joins = _joins(base, pair, len(x_NI))
+        weight_OI = _joined(base, pair) if joins else base.weight
+        x_gradient = gradient @ weight_OI if x_gradient is None else x_gradient.addmm_(gradient, weight_OI)
+        if pair is not None and low_gradient is not None and not joins:
+            x_gradient.addmm_(low_gradient, pair.down_RI)
+    assert x_gradient is not None
     return x_gradient, flat
 
 
-def _together(base: nn.Linear, pair: Pair | None) -> Tensor:
+def _joins(base: nn.Linear, pair: Pair | None, num_tokens: int) -> bool:
+    """Whether adding the pair to the weight costs less than its thin products: r · O · I, forward and again
+    backward, against r · N · (O + I).
+    """
+    outputs, inputs = base.weight.shape
+    return pair is not None and num_tokens * (outputs + inputs) > 2 * outputs * inputs
+
+
+def _joined(base: nn.Linear, pair: Pair | None) -> Tensor:
     """W + alpha / r · B·A (O, I), for as long as it is multiplied with."""
     weight: Tensor = base.weight
     return weight if pair is None else torch.addmm(weight, pair.up_OR, pair.down_RI, alpha=pair.scale)

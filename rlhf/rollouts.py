@@ -26,6 +26,8 @@ class Rollouts:
     response_mask_BT: Tensor
     sampled_logprobs_BT: Tensor
     """Log-probability of each token in the distribution it was drawn from, nats; 0 in padding."""
+    sampled_entropy_BT: Tensor
+    """Entropy of that distribution, nats; 0 in padding."""
     ended_B: Tensor
     """Whether the response ended by itself: with an EOS or a stop string."""
     trunk_BLH: Tensor | None = None
@@ -107,6 +109,7 @@ class Rollouts:
             response_ids_BT=self.response_ids_BT[index, :length],
             response_mask_BT=response_mask[:, :length],
             sampled_logprobs_BT=self.sampled_logprobs_BT[index, :length],
+            sampled_entropy_BT=self.sampled_entropy_BT[index, :length],
             ended_B=self.ended_B[index],
             trunk_BLH=None if self.trunk_BLH is None else self.trunk_BLH[index, :total],
         )
@@ -177,6 +180,7 @@ def from_lists(
         response_ids_BT=reversed_ids.flip(1),
         response_mask_BT=reversed_mask.flip(1),
         sampled_logprobs_BT=torch.zeros(reversed_ids.shape, device=backbone.device),
+        sampled_entropy_BT=torch.zeros(reversed_ids.shape, device=backbone.device),
         ended_B=torch.tensor([bool(r) and r[-1] in eos for r in responses], device=backbone.device),
     )
 

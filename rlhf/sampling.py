@@ -96,6 +96,7 @@ class _Drawn:
         self._eos = torch.tensor(backbone.eos_ids, device=backbone.device)
         self._tokens_RT = torch.zeros(uniforms_RT.shape, dtype=torch.long, device=backbone.device)
         self._logprobs_RT = torch.zeros(uniforms_RT.shape, device=backbone.device)
+        self._entropies_RT = torch.zeros(uniforms_RT.shape, device=backbone.device)
         self.lengths_R = torch.zeros(len(prompts), dtype=torch.long, device=backbone.device)
         self._ended_R = torch.zeros(len(prompts), dtype=torch.bool, device=backbone.device)
 
@@ -106,7 +107,9 @@ class _Drawn:
         """
         places = self.lengths_R[rows]
         logprobs_V = torch.log_softmax(logits_V / self._settings.temperature, dim=-1)
-        cumulative_V = logprobs_V.double().exp().cumsum_(-1)
+        probabilities_V = logprobs_V.double().exp()
+        self._entropies_RT[rows, places] = -(probabilities_V * logprobs_V).sum(-1).float()
+        cumulative_V = probabilities_V.cumsum_(-1)
         targets = self._uniforms_RT[rows, places].unsqueeze(1) * cumulative_V[:, -1:]
         tokens = torch.searchsorted(cumulative_V, targets, right=True).clamp_(max=logits_V.shape[1] - 1)
         self._logprobs_RT[rows, places] = logprobs_V.gather(1, tokens).squeeze(1)
@@ -129,6 +132,7 @@ class _Drawn:
             response_ids_BT=torch.where(mask_RT, self._tokens_RT[:, :width], self._backbone.pad_id),
             response_mask_BT=mask_RT,
             sampled_logprobs_BT=self._logprobs_RT[:, :width],
+            sampled_entropy_BT=self._entropies_RT[:, :width],
             ended_B=self._ended_R,
         )
 

@@ -18,6 +18,7 @@ from ppo.rollout import (
     Sampled,
     collect,
     experience,
+    old_logprobs,
     schedule_prompts,
     score_tokens,
     score_values,
@@ -137,10 +138,24 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = 1e-5) -
         torch.testing.assert_close(a[key], b[key], atol=tolerance, rtol=1e-4)
 
 
-def test_before_training_the_policy_is_the_reference_exactly() -> None:
-    sampled = Game(ppo_settings()).sample()
-    assert torch.equal(sampled.logprobs_BT, sampled.reference_logprobs_BT)
-    assert (sampled.kl_B == 0).all()
+def test_before_training_the_policy_is_the_reference() -> None:
+    game = Game(ppo_settings())
+    sampled = game.sample()
+    torch.testing.assert_close(sampled.logprobs_BT, sampled.reference_logprobs_BT, atol=1e-5, rtol=0)
+    policy_BT = score_tokens(game.backbone, sampled.rollouts, game.settings, role=POLICY)
+    torch.testing.assert_close(policy_BT, sampled.reference_logprobs_BT, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("off_by", [0.0, 0.01])
+def test_a_sampler_that_disagrees_is_overruled(off_by: float) -> None:
+    game = Game(ppo_settings(), noisy=True)
+    rollouts = game.sample().rollouts
+    wrong = replace(rollouts, sampled_logprobs_BT=rollouts.sampled_logprobs_BT - off_by)
+    logprobs_BT, gap_N = old_logprobs(game.backbone, wrong, game.settings, role=POLICY)
+    right_BT = score_tokens(game.backbone, rollouts, game.settings, role=POLICY)
+    torch.testing.assert_close(logprobs_BT, right_BT, atol=1e-5, rtol=0)
+    assert float(gap_N.mean()) == pytest.approx(off_by, abs=1e-4)
+    assert (logprobs_BT[~rollouts.response_mask_BT] == 0).all()
 
 
 @pytest.mark.parametrize("value", ["separate", "joint"])

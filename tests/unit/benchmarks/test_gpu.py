@@ -184,8 +184,8 @@ def test_a_path_that_draws_otherwise_is_found(monkeypatch: pytest.MonkeyPatch) -
 def test_stale_states_of_the_trunk_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     run_trunk = Backbone.run_trunk
 
-    def stale(self: Backbone, ids: torch.Tensor) -> torch.Tensor | None:
-        return run_trunk(self, ids.flip(1))
+    def stale(self: Backbone, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor | None:
+        return run_trunk(self, ids.flip(1), lengths)
 
     monkeypatch.setattr(Backbone, "run_trunk", stale)
     found = failures(gpu_checks.run(toy_case("correctness", "fp32")))
