@@ -46,8 +46,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "model": {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "vocab_size": 151936},
         "prompt_tokens": 16,
         "ppo": {
-            "sampling": {"max_response_tokens": 4, "batch_size": 640},
-            "rollouts_per_iteration": 640,
+            "sampling": {"max_response_tokens": 4, "batch_size": 896},
+            "rollouts_per_iteration": 896,
             "num_minibatches": 2,
         },
     },

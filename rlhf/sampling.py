@@ -107,9 +107,8 @@ class _Drawn:
         """
         places = self.lengths_R[rows]
         logprobs_V = torch.log_softmax(logits_V / self._settings.temperature, dim=-1)
-        probabilities_V = logprobs_V.double().exp()
-        self._entropies_RT[rows, places] = -(probabilities_V * logprobs_V).sum(-1).float()
-        cumulative_V = probabilities_V.cumsum_(-1)
+        self._entropies_RT[rows, places] = -logprobs_V.exp().mul_(logprobs_V).sum(-1)
+        cumulative_V = logprobs_V.double().exp_().cumsum_(-1)
         targets = self._uniforms_RT[rows, places].unsqueeze(1) * cumulative_V[:, -1:]
         tokens = torch.searchsorted(cumulative_V, targets, right=True).clamp_(max=logits_V.shape[1] - 1)
         self._logprobs_RT[rows, places] = logprobs_V.gather(1, tokens).squeeze(1)
