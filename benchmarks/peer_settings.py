@@ -18,8 +18,8 @@ from rlhf.errors import UserError
 PPO_DIFFERENCES = (
     "Models: the peer keeps a full copy for the value and one for the (merged) reward beside the "
     "policy's, its reference is the policy with the adapter off; ours keeps one base for all four.",
-    "Old log-probabilities: both take those of cached decoding; ours compares them with a training forward on "
-    "eight rollouts of an iteration first.",
+    "Old log-probabilities: both take those of cached decoding; ours compares them with a training forward "
+    "on eight rollouts of an iteration first.",
     "Decoding: the peer uses transformers' generate, keeps the scores of every position, and goes on "
     "with all rows until the last has ended.",
     "Training: the peer's minibatches are as wide as the iteration's longest response, its heads see every "
