@@ -157,11 +157,8 @@ class _Layer:
 
     def pair(self, name: str) -> Pair | None:
         linear: Any = self._linears[name]
-        if type(linear) is not LoraLinear or linear._disable_adapters:
-            return None
-        linear = cast(Any, linear)
-        adapter = linear._active_adapter[0]
-        if adapter not in linear.lora_A:
+        adapter = linear._active_adapter[0] if type(linear) is LoraLinear else None
+        if adapter is None or linear._disable_adapters or adapter not in linear.lora_A:
             return None
         return Pair(linear.lora_A[adapter].weight, linear.lora_B[adapter].weight, linear.scaling[adapter])
 
@@ -236,7 +233,7 @@ class _Project(torch.autograd.Function):
             # `attend` has made them for nobody else, and a rotation is undone by the opposite one.
             _rotate(given[place], cos_ND, -sin_ND, layer.head_size)
         norm = layer.module.input_layernorm
-        normed_NH = (x_NH * inverse_N1).mul_(norm.weight)
+        normed_NH = _scaled(x_NH, inverse_N1, norm)
         bases = [layer.base(name) for name in _QUERIES_KEYS_VALUES]
         wants_x = ctx.needs_input_grad[0]
         gradient_NH, flat = _linear_backward(given, normed_NH, bases, pairs, wants_input=wants_x)
@@ -281,7 +278,7 @@ class _Finish(torch.autograd.Function):
         inner_gradient, flat_down = _linear_backward([output_gradient], inner_NI, bases, [down])
         up_gradient = active_NI.mul_(inner_gradient)
         gate_gradient = torch.ops.aten.silu_backward(inner_gradient.mul_(up_NI), gate_NI)
-        normed_NH = (sum_NH * inverse_N1).mul_(norm.weight)
+        normed_NH = _scaled(sum_NH, inverse_N1, norm)
         bases = [layer.base("gate_proj"), layer.base("up_proj")]
         sum_gradient, flat_gates = _linear_backward(
             [gate_gradient, up_gradient], normed_NH, bases, [gate, up]
@@ -304,7 +301,12 @@ def _normed(x_NH: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
     """RMS norm (1910.07467), and the inverse root mean squares."""
     lengths_N1 = torch.linalg.vector_norm(x_NH, dim=-1, keepdim=True)
     inverse_N1 = lengths_N1.square_().div_(x_NH.shape[1]).add_(norm.variance_epsilon).rsqrt_()
-    return (x_NH * inverse_N1).mul_(norm.weight), inverse_N1
+    return _scaled(x_NH, inverse_N1, norm), inverse_N1
+
+
+def _scaled(x_NH: Tensor, inverse_N1: Tensor, norm: Any) -> Tensor:
+    """The norm's output, where the inverse root mean squares are known."""
+    return (x_NH * inverse_N1).mul_(norm.weight)
 
 
 def _norm_backward(gradient_NH: Tensor, x_NH: Tensor, inverse_N1: Tensor, norm: Any) -> None:
@@ -332,16 +334,15 @@ def _linear(
     """Outputs of linear layers of one input; `onto` is added to the only one."""
     outputs = []
     for base, pair in zip(bases, pairs, strict=True):
-        joins = _joins(base, pair, len(x_NI))
-        weight_OI = _joined(base, pair) if joins else base.weight
+        weight_OI, apart = _weight(base, pair, len(x_NI))
         if onto is None:
             output = F.linear(x_NI, weight_OI, base.bias)
         else:
             output = torch.addmm(onto, x_NI, weight_OI.t())
             if base.bias is not None:
                 output.add_(base.bias)
-        if pair is not None and not joins:
-            output.addmm_(x_NI @ pair.down_RI.t(), pair.up_OR.t(), alpha=pair.scale)
+        if apart is not None:
+            output.addmm_(x_NI @ apart.down_RI.t(), apart.up_OR.t(), alpha=apart.scale)
         outputs.append(output)
     return outputs
 
@@ -376,27 +377,25 @@ def _linear_backward(
         return x_NI.new_empty(0), flat
     x_gradient: Tensor | None = None
     for gradient, base, pair, low_gradient in zip(gradients, bases, pairs, low_gradients, strict=True):
-        joins = _joins(base, pair, len(x_NI))
-        weight_OI = _joined(base, pair) if joins else base.weight
+        weight_OI, apart = _weight(base, pair, len(x_NI))
         x_gradient = gradient @ weight_OI if x_gradient is None else x_gradient.addmm_(gradient, weight_OI)
-        if pair is not None and low_gradient is not None and not joins:
-            x_gradient.addmm_(low_gradient, pair.down_RI)
+        if apart is not None and low_gradient is not None:
+            x_gradient.addmm_(low_gradient, apart.down_RI)
     assert x_gradient is not None
     return x_gradient, flat
 
 
-def _joins(base: nn.Linear, pair: Pair | None, num_tokens: int) -> bool:
-    """Whether adding the pair to the weight costs less than its thin products: r · O · I, forward and again
-    backward, against r · N · (O + I).
+def _weight(base: nn.Linear, pair: Pair | None, num_tokens: int) -> tuple[Tensor, Pair | None]:
+    """The weight (O, I) to multiply with, and the pair if it is not in it.
+
+    W + alpha / r · B·A is made where that costs less than the thin products that it saves: r · O · I, forward
+    and again backward, against r · N · (O + I).
     """
-    outputs, inputs = base.weight.shape
-    return pair is not None and num_tokens * (outputs + inputs) > 2 * outputs * inputs
-
-
-def _joined(base: nn.Linear, pair: Pair | None) -> Tensor:
-    """W + alpha / r · B·A (O, I), for as long as it is multiplied with."""
-    weight: Tensor = base.weight
-    return weight if pair is None else torch.addmm(weight, pair.up_OR, pair.down_RI, alpha=pair.scale)
+    weight_OI: Tensor = base.weight
+    outputs, inputs = weight_OI.shape
+    if pair is None or num_tokens * (outputs + inputs) <= 2 * outputs * inputs:
+        return weight_OI, pair
+    return torch.addmm(weight_OI, pair.up_OR, pair.down_RI, alpha=pair.scale), None
 
 
 def _pairs(flat: Sequence[Any]) -> list[Pair | None]:

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 # Q query heads, K key and value heads, D numbers of a head; B sequences and L columns of the padded input.
 
 _SHORT = 128
-"""Up to this many tokens, matrix products with all scores in memory are faster on a CPU than torch's fused
-attention, whose backward pass takes about twice its forward pass there (docs/performance.md)."""
+"""Up to this many tokens, matrix products with all scores in memory are taken on a CPU in place of torch's
+fused attention (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
