@@ -114,6 +114,10 @@ class CurvePoint(Record):
     """KL(policy ‖ reference) in nats per response: mean summed k1 over the same responses."""
     figures: dict[str, float]
     """Everything that the evaluator says of these responses."""
+    golds: list[float] = []
+    """Gold score of the response to every held-out prompt, in the same order at every point of every racer."""
+    kls_nats: list[float] = []
+    """Summed k1 of the same responses: their mean is `kl_nats`."""
 
 
 class Curve(Record):

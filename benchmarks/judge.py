@@ -40,7 +40,8 @@ def judge(job: Job, result: Result) -> Curve:
 def _point(
     evaluator: Evaluator, role: str, *, iteration: int, num_samples: int, wall: float, cpu: float
 ) -> CurvePoint:
-    figures = evaluator.measure(role).figures
+    measured = evaluator.measure(role)
+    figures = measured.figures
     return CurvePoint(
         iteration=iteration,
         num_samples=num_samples,
@@ -49,6 +50,8 @@ def _point(
         gold=figures["gold_mean"],
         kl_nats=figures["kl_nats_per_response"],
         figures=figures,
+        golds=measured.gold or [],
+        kls_nats=measured.sampled.kl_B.tolist(),
     )
 
 
