@@ -60,7 +60,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Transaction]:
-        """A transaction that changes something: committed at the end of the block, undone by any exception."""
+        """A transaction that may change things: committed at the end of the block, undone by an exception."""
         with (
             self._explained(),
             self.engine.connect().execution_options(triptych_writes=True) as connection,

@@ -24,10 +24,10 @@ _JOINERS = {0x200C, 0x200D}
 def harmless(text: str) -> str:
     """`text` with every character that could do something shown instead as what it is.
 
-    Lines still end at "\\n", for which "\\r\\n", NEL and Unicode's separators are taken too; tabs become spaces.
-    Control characters become Unicode's pictures of them (ESC is ␛, NUL ␀), all other invisible ones, half
-    surrogate pairs and marks beyond `MAX_MARKS` in a row their number, ⟨U+202E⟩. The result holds no character
-    of the categories Cc (but "\\n") and Cs, and of Cf only the joiners.
+    Lines still end at "\\n"; "\\r\\n", NEL and Unicode's separators end them too. Tabs become spaces, control
+    characters Unicode's pictures of them (ESC is ␛, NUL ␀), and all other invisible ones, half surrogate
+    pairs and marks beyond `MAX_MARKS` in a row their number, ⟨U+202E⟩. The result holds no character of the
+    categories Cc (but "\\n") and Cs, and of Cf only the joiners.
     """
     if text.isascii() and text.isprintable():
         return text

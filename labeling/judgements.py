@@ -109,7 +109,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class Task:
-    """One item as its labeler sees it. Which model wrote what, and whether the answer is known, is not here."""
+    """One item as its labeler sees it: without which model wrote what, and whether the answer is known."""
 
     item_id: int
     prompt: str | Turns
