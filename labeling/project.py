@@ -126,11 +126,8 @@ class Project:
         Raises:
             UserError: an item has more completions than there are number keys.
         """
-        num_added, rest = 0, iter(new)
         with self.database.write() as transaction:
-            while part := list(islice(rest, _AT_ONCE)):
-                num_added += _add(transaction, part)
-        return num_added
+            return add_items(transaction, new)
 
     def item(self, item_id: int) -> StoredItem:
         """The item of that number, which must exist."""
@@ -203,6 +200,14 @@ def enter_labeler(transaction: Transaction, name: str) -> int:
         new = insert(labelers).values(at=transaction.now, name=name).returning(labelers.c.id)
         known = connection.execute(new).scalar_one()
     return int(known)
+
+
+def add_items(transaction: Transaction, new: Iterable[NewItem]) -> int:
+    """As `Project.add`, inside a transaction."""
+    num_added, rest = 0, iter(new)
+    while part := list(islice(rest, _AT_ONCE)):
+        num_added += _add(transaction, part)
+    return num_added
 
 
 def stored_item(row: Any) -> StoredItem:
