@@ -7,6 +7,7 @@ can stand for all: the completions of the circle share a rank, and the circle is
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,11 @@ def consensus(rankings: Sequence[Sequence[Rank]]) -> Consensus:
     "not beaten by". In a group without a circle (a ties b, b ties c, a beats c) the balance of all votes
     inside the group decides, and equal balances tie.
     """
+    return _consensus(tuple(tuple(ranks) for ranks in rankings))
+
+
+@lru_cache(maxsize=100_000)
+def _consensus(rankings: tuple[tuple[Rank, ...], ...]) -> Consensus:
     num = len(rankings[0])
     failed = [2 * sum(ranks[k] == FAILED for ranks in rankings) > len(rankings) for k in range(num)]
     alive = [k for k in range(num) if not failed[k]]
@@ -63,6 +69,11 @@ def consensus(rankings: Sequence[Sequence[Rank]]) -> Consensus:
 
 def kendall_tau(ranks: Sequence[Rank], other: Sequence[Rank]) -> float | None:
     """Kendall's tau-b of two rankings, a failed completion being last; None if one ties everything."""
+    return _kendall_tau(tuple(ranks), tuple(other))
+
+
+@lru_cache(maxsize=100_000)
+def _kendall_tau(ranks: tuple[Rank, ...], other: tuple[Rank, ...]) -> float | None:
     worst = len(ranks) + 1
     first, second = ([worst if rank == FAILED else rank for rank in each] for each in (ranks, other))
     if len(set(first)) < 2 or len(set(second)) < 2:

@@ -1,6 +1,7 @@
 """Labels that were made elsewhere, entered as events like any others; entering a file twice adds nothing."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,10 @@ class ForeignLabel:
     labeler: str
     ranks: tuple[Rank, ...]
     where: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.item.key, self.labeler
 
 
 @dataclass(frozen=True)
@@ -104,13 +109,20 @@ def judged_pairs(path: Path, columns: JudgeColumns) -> list[ForeignLabel]:
 
 
 def enter(project: Project, labels: Sequence[ForeignLabel]) -> Imported:
-    """Add items that are new, and the labels, all or none."""
+    """Add items that are new, and the labels, all or none.
+
+    If a labeler has labelled an equal item n times in `labels`, these are n items.
+    """
+    times: Counter[tuple[str, str]] = Counter()
+    new_items = []
+    for label in labels:
+        times[label.key] += 1
+        new_items.append(NewItem(label.item, copy=times[label.key], where=label.where))
     with project.database.write() as transaction:
-        num_items = add_items(transaction, (NewItem(label.item, where=label.where) for label in labels))
+        num_items = add_items(transaction, new_items)
         new = repeated = replaced = 0
         numbers = {name: enter_labeler(transaction, name) for name in {label.labeler for label in labels}}
-        for label in labels:
-            key = label.item.key
+        for label, key in zip(labels, [item.key for item in new_items], strict=True):
             act = f"import:{hashlib.sha256(dumps([key, label.labeler, label.ranks]).encode()).hexdigest()}"
             same = select(events.c.id).where(events.c.submission == act)
             if transaction.connection.execute(same).scalar() is not None:

@@ -28,6 +28,7 @@ COMMANDS = """\
   quit           stop; the next session goes on here
 """
 WIDTH = 78
+MAX_DIGITS = 3
 
 
 class PlainScreen:
@@ -98,7 +99,7 @@ class PlainScreen:
         self._say("Noted.")
 
     def _submit(self, task: Task, line: str) -> None:
-        judgement = Judgement(_ranks(line), self._draft.scores, self._draft.note)
+        judgement = Judgement(parse_ranks(line), self._draft.scores, self._draft.note)
         judgement.final(len(task.completions), self._session.policy)
         self._session.save(task, judgement)
         receipt = self._session.submit(task, judgement, submission=new_submission())
@@ -149,12 +150,17 @@ def _standing(standing: Standing) -> str:
     )
 
 
-def _ranks(line: str) -> tuple[Rank, ...]:
+def parse_ranks(line: str) -> tuple[Rank, ...]:
+    """Ranks as people type them: `1 2 F`, `1,2,f`.
+
+    Raises:
+        UserError: something else stands there.
+    """
     found: list[Rank] = []
     for word in line.replace(",", " ").split():
         if word in ("F", "f"):
             found.append(FAILED)
-        elif word.isascii() and word.isdigit():
+        elif word.isascii() and word.isdigit() and len(word) <= MAX_DIGITS:
             found.append(int(word))
         else:
             raise UserError(f"{harmless_line(word)[:20]} is no rank", fix="Ranks are 1, 2, ... and F.")
@@ -163,6 +169,6 @@ def _ranks(line: str) -> tuple[Rank, ...]:
 
 def _scores(text: str) -> tuple[int, ...]:
     words = text.replace(",", " ").split()
-    if not words or not all(word.isascii() and word.isdigit() for word in words):
+    if not words or not all(word.isascii() and word.isdigit() and len(word) <= MAX_DIGITS for word in words):
         raise UserError("scores are whole numbers from 1 to 7", fix="Give one for each answer.")
     return tuple(int(word) for word in words)

@@ -51,7 +51,14 @@ class NewItem:
     answer: tuple[Rank, ...] | None = None
     priority: float = 0.0
     """What is higher comes earlier."""
+    copy: int = 1
+    """Tells an item from an equal one that is to be labelled for itself."""
     where: str = ""
+
+    @property
+    def key(self) -> str:
+        """What the project knows the item by."""
+        return self.item.key if self.copy == 1 else f"{self.item.key}#{self.copy}"
 
 
 class Project:
@@ -225,7 +232,7 @@ def stored_item(row: Any) -> StoredItem:
 
 
 def _add(transaction: Transaction, part: Sequence[NewItem]) -> int:
-    keys = [new.item.key for new in part]
+    keys = [new.key for new in part]
     known = set(transaction.connection.execute(select(items.c.key).where(items.c.key.in_(keys))).scalars())
     rows: list[dict[str, Any]] = []
     for new, key in zip(part, keys, strict=True):

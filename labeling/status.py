@@ -89,7 +89,7 @@ def status(project: Project, *, threshold: float, num_resamples: int = 1000) -> 
 def gold_accuracy(
     project: Project, labels: Sequence[Label], *, num_resamples: int = 1000
 ) -> dict[str, Estimate | None]:
-    """Labeler → share of the pairs of gold items judged as the answers do; `labels` are those of gold items."""
+    """Labeler → share of the gold items' pairs judged as the answers do; `labels` are of gold items."""
     answers = {item.item_id: implied_pairs(item.answer or ()) for item in project.items("gold")}
     counts: defaultdict[str, list[tuple[int, int]]] = defaultdict(list)
     for label in labels:
