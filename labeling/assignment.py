@@ -79,7 +79,7 @@ def expire(transaction: Transaction) -> None:
     over = select(work.c.item_id, work.c.labeler_id).where(
         work.c.state == "leased", work.c.lease_until < transaction.now
     )
-    for item_id, labeler_id in transaction.connection.execute(over.order_by(work.c.item_id)).tuples().all():
+    for item_id, labeler_id in transaction.connection.execute(over.order_by(work.c.item_id)).all():
         record(transaction, Event(kind="expired", item_id=item_id, labeler_id=labeler_id))
 
 

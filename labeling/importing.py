@@ -121,7 +121,8 @@ def enter(project: Project, labels: Sequence[ForeignLabel]) -> Imported:
     with project.database.write() as transaction:
         num_items = add_items(transaction, new_items)
         new = repeated = replaced = 0
-        numbers = {name: enter_labeler(transaction, name) for name in {label.labeler for label in labels}}
+        names = dict.fromkeys(label.labeler for label in labels)
+        numbers = {name: enter_labeler(transaction, name) for name in names}
         for label, key in zip(labels, [item.key for item in new_items], strict=True):
             act = f"import:{hashlib.sha256(dumps([key, label.labeler, label.ranks]).encode()).hexdigest()}"
             same = select(events.c.id).where(events.c.submission == act)

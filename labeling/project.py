@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from sqlalchemy import func, insert, select
 
@@ -106,7 +106,7 @@ class Project:
         row = {"policy": policy.model_dump_json(), "instructions": dumps(text), "secret": secrets.token_hex()}
         with database.write() as transaction:
             transaction.connection.execute(insert(settings).values(at=transaction.now, **row))
-        return Project.open(location, clock=clock)
+        return Project._of(database)
 
     @staticmethod
     def open(location: str | Path, *, clock: Callable[[], float] | None = None) -> "Project":
@@ -116,13 +116,27 @@ class Project:
             UserError: there is none, or the database cannot be used.
         """
         database = Database(location, clock=clock)
-        database.prepare()
+        try:
+            database.prepare()
+            return Project._of(database)
+        except UserError:
+            database.close()
+            raise
+
+    @staticmethod
+    def _of(database: Database) -> "Project":
         with database.read() as connection:
             newest = select(settings).order_by(settings.c.id.desc()).limit(1)
             row = connection.execute(newest).one_or_none()
         if row is None:  # its creation was interrupted
             raise no_project(database.where)
         return Project(database, row)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         self.database.close()
@@ -157,7 +171,7 @@ class Project:
         """Number → name of everybody who has opened the project."""
         with self.database.read() as connection:
             query = select(labelers.c.id, labelers.c.name).order_by(labelers.c.id)
-            return {number: name for number, name in connection.execute(query).tuples()}
+            return {number: name for number, name in connection.execute(query)}
 
     def labeler_id(self, name: str) -> int:
         """The number of the labeler of that name, who is entered if they are new.
@@ -247,7 +261,7 @@ def _add(transaction: Transaction, part: Sequence[NewItem]) -> int:
             rows.append(_row(new, key))
     if rows:
         added = transaction.connection.execute(insert(items).returning(items.c.id, items.c.key), rows)
-        number = {key: item_id for item_id, key in added.tuples()}
+        number = {key: item_id for item_id, key in added}
         transaction.connection.execute(
             insert(queue),
             [

@@ -228,7 +228,7 @@ class Session:
         full = select(func.count()).select_from(queue)
         full = full.where(queue.c.kind == "item", queue.c.num_held >= self.policy.overlap)
         with self.project.database.read() as connection:
-            states = {state: number for state, number in connection.execute(counts).tuples()}
+            states = {state: number for state, number in connection.execute(counts)}
             num_full = int(connection.execute(full).scalar_one())
         return Standing(
             submitted=states.get("submitted", 0),
