@@ -1,7 +1,8 @@
 """Events, and what follows from them: every change of a labeling project is one event, written here.
 
 `record` appends an event and brings `work` and `queue` up to date in the same transaction; `replay` makes the
-two again from the events alone, by the same code. So there is one account of what each event means:
+two again from the events alone, by the same code. Only signs of life (a heartbeat, a draft saved unchanged)
+are no events; a replay forgets them. So there is one account of what each event means:
 
     kind         means                                                         held by
     assigned     the labeler has the item until `lease_until`                  +1

@@ -95,12 +95,14 @@ class Project:
                     fix="Name another.",
                 ) from None
         with database.read() as connection:
-            if version_of(connection):
-                raise UserError(
-                    "there is a labeling project already",
-                    where=database.where,
-                    fix="Name another folder or database, or add to this one: python -m labeling import.",
-                )
+            exists = version_of(connection) > 0
+        if exists:
+            database.close()
+            raise UserError(
+                "there is a labeling project already",
+                where=database.where,
+                fix="Name another folder or database, or add to this one: python -m labeling import.",
+            )
         database.prepare(create=True)
         text = default_instructions() if instructions is None else instructions
         row = {"policy": policy.model_dump_json(), "instructions": dumps(text), "secret": secrets.token_hex()}

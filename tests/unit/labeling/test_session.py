@@ -42,11 +42,14 @@ def kinds(project: Project, *which: str) -> list[str]:
     return [kind for kind in found if not which or kind in which]
 
 
-def state(project: Project) -> list[list[dict[str, Any]]]:
-    """The whole of `work` and `queue`, but for the times of heartbeats."""
+def state(project: Project, *, without: tuple[str, ...] = ()) -> list[list[dict[str, Any]]]:
+    """The whole of `work` and `queue`, but for some columns."""
     with project.database.read() as connection:
         return [
-            [dict(row) for row in connection.execute(select(table).order_by(*table.primary_key)).mappings()]
+            [
+                {name: value for name, value in row.items() if name not in without}
+                for row in connection.execute(select(table).order_by(*table.primary_key)).mappings()
+            ]
             for table in (work, queue)
         ]
 
