@@ -108,6 +108,8 @@ def agreement(ratings: Ratings, *, seed: int = 0, num_resamples: int = 1000) -> 
     pairs_U = num_U * (num_U - 1) / 2
 
     def estimate(features: Sequence[Floats], statistic: Callable[[Floats], Floats]) -> Estimate | None:
+        if not len(num_U):
+            return None
         features_UF = np.concatenate([part.reshape(len(num_U), -1) for part in features], axis=1)
         sums_NF = _by_item(features_UF, item_U, ratings.num_items)
         return bootstrap(sums_NF, statistic, seed=seed, num_resamples=num_resamples)
