@@ -129,7 +129,8 @@ def _new_items(sources: Sources) -> Iterator[NewItem]:
     _check_file(sources.items)
     items = read_items(sources.items)
     if sources.scores is None:
-        yield from (NewItem(item, where=str(sources.items)) for item in items)
+        for number, item in enumerate(items, start=1):
+            yield NewItem(item, where=f"{sources.items}, item {number}")
         return
     unsure = read_uncertainty(sources.scores)
     missing = sum(item.key not in unsure for item in items)

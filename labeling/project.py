@@ -44,7 +44,11 @@ class StoredItem:
 
 @dataclass(frozen=True)
 class NewItem:
-    """An item to be added, and where it was read."""
+    """An item to be added, and where it was read.
+
+    Raises:
+        UserError: it has more completions than there are number keys.
+    """
 
     item: Item
     kind: ItemKind = "item"
@@ -54,6 +58,14 @@ class NewItem:
     copy: int = 1
     """Tells an item from an equal one that is to be labelled for itself."""
     where: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.item.completions) > MAX_COMPLETIONS:
+            raise UserError(
+                f"{len(self.item.completions)} completions are more than {MAX_COMPLETIONS}",
+                where=self.where or None,
+                fix=f"Split the item: labelers rank at most {MAX_COMPLETIONS} at once.",
+            )
 
     @property
     def key(self) -> str:
@@ -94,21 +106,24 @@ class Project:
                     where=str(database.folder),
                     fix="Name another.",
                 ) from None
-        with database.read() as connection:
-            exists = version_of(connection) > 0
-        if exists:
-            database.close()
-            raise UserError(
-                "there is a labeling project already",
-                where=database.where,
-                fix="Name another folder or database, or add to this one: python -m labeling import.",
-            )
-        database.prepare(create=True)
         text = default_instructions() if instructions is None else instructions
         row = {"policy": policy.model_dump_json(), "instructions": dumps(text), "secret": secrets.token_hex()}
-        with database.write() as transaction:
-            transaction.connection.execute(insert(settings).values(at=transaction.now, **row))
-        return Project._of(database)
+        try:
+            with database.read() as connection:
+                exists = version_of(connection) > 0
+            if exists:
+                raise UserError(
+                    "there is a labeling project already",
+                    where=database.where,
+                    fix="Name another folder or database, or add to this one: python -m labeling import.",
+                )
+            database.prepare(create=True)
+            with database.write() as transaction:
+                transaction.connection.execute(insert(settings).values(at=transaction.now, **row))
+            return Project._of(database)
+        except UserError:
+            database.close()
+            raise
 
     @staticmethod
     def open(location: str | Path, *, clock: Callable[[], float] | None = None) -> "Project":
@@ -144,11 +159,7 @@ class Project:
         self.database.close()
 
     def add(self, new: Iterable[NewItem]) -> int:
-        """Add items, all or none of them, and return how many; those that the project has are left out.
-
-        Raises:
-            UserError: an item has more completions than there are number keys.
-        """
+        """Add items, all or none of them, and return how many; those that the project has are left out."""
         with self.database.write() as transaction:
             return add_items(transaction, new)
 
@@ -252,12 +263,6 @@ def _add(transaction: Transaction, part: Sequence[NewItem]) -> int:
     known = set(transaction.connection.execute(select(items.c.key).where(items.c.key.in_(keys))).scalars())
     rows: list[dict[str, Any]] = []
     for new, key in zip(part, keys, strict=True):
-        if len(new.item.completions) > MAX_COMPLETIONS:
-            raise UserError(
-                f"{len(new.item.completions)} completions are more than {MAX_COMPLETIONS}",
-                where=new.where or None,
-                fix=f"Split the item: labelers rank at most {MAX_COMPLETIONS} at once.",
-            )
         if key not in known:
             known.add(key)
             rows.append(_row(new, key))
