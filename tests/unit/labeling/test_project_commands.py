@@ -89,7 +89,7 @@ def test_an_export_is_the_same_to_the_byte(shape: str, labels: str) -> None:
 
 def test_pairs_are_rows_as_trl_reads_them(home: Path) -> None:
     turns = [{"role": "user", "content": "Hi"}]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": turns, "completions": ["a", "b"], "ranks": [2, 1], "annotator": "ann"},
         {"prompt": "p", "completions": ["a", "b", "c"], "ranks": [1, 1, "F"], "annotator": "ann"},
     ]
