@@ -20,6 +20,16 @@ THRESHOLD = 0.7
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """What `create` samples its items from."""
+
+    config: Path
+    overrides: tuple[str, ...]
+    models: tuple[str, ...]
+    temperatures: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Command:
     """One subcommand."""
 
@@ -51,6 +61,15 @@ def _create_arguments(parser: argparse.ArgumentParser) -> None:
     default = Policy()
     add = parser.add_argument
     add("--items", type=Path, metavar="FILE", help="prompts with completions, as `samples` writes them")
+    add("--config", type=Path, metavar="RECIPE", help="instead of --items: sample as `labeling.samples` says")
+    add("--set", action="append", metavar="key.sub=value", help="a setting that replaces the recipe's")
+    add(
+        "--model",
+        action="append",
+        metavar="MODEL",
+        help="what to sample from; again for more [the SFT model]",
+    )
+    add("--temperature", action="append", type=float, metavar="T", help="again for more [the recipe's]")
     add("--gold", type=Path, metavar="FILE", help="rankings with known answers, mixed in unseen")
     add("--qualification", type=Path, metavar="FILE", help="rankings that every labeler judges first")
     add("--scores", type=Path, metavar="FILE", help="the items, scored by `python -m reward score`")
@@ -83,6 +102,12 @@ def _create_arguments(parser: argparse.ArgumentParser) -> None:
 def _create(arguments: argparse.Namespace) -> int:
     from labeling.creation import Sources, create
 
+    if (arguments.items is None) == (arguments.config is None):
+        raise UserError(
+            "there is nothing to rank, or too much",
+            where="create",
+            fix="Give either --items FILE, such as runs/RUN/samples/samples.jsonl, or --config RECIPE.",
+        )
     if arguments.order == "uncertainty" and arguments.scores is None:
         raise UserError("order by uncertainty needs scores", where="create", fix="Give --scores FILE.")
     values = {
@@ -97,6 +122,7 @@ def _create(arguments: argparse.Namespace) -> int:
     }
     sources = Sources(
         items=arguments.items,
+        sampling=_sampling(arguments),
         gold=arguments.gold,
         qualification=arguments.qualification,
         scores=arguments.scores,
@@ -104,6 +130,19 @@ def _create(arguments: argparse.Namespace) -> int:
     )
     create(arguments.project, values, sources)
     return 0
+
+
+def _sampling(arguments: argparse.Namespace) -> Sampling | None:
+    if arguments.config is not None:
+        return Sampling(
+            config=arguments.config,
+            overrides=tuple(arguments.set or ()),
+            models=tuple(arguments.model or ()),
+            temperatures=tuple(arguments.temperature or ()),
+        )
+    if arguments.model or arguments.temperature or arguments.set:
+        raise UserError("there is no recipe to sample by", where="create", fix="Give --config RECIPE.")
+    return None
 
 
 def _rank_arguments(parser: argparse.ArgumentParser) -> None:

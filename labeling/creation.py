@@ -4,17 +4,20 @@ import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
+from labeling.commands import Sampling
+from labeling.config import LabelingSettings
 from labeling.harmless import labeler_name
 from labeling.importing import ForeignLabel, JudgeColumns, enter, judged_pairs, ranking_labels
-from labeling.items import read_items
+from labeling.items import Item, read_items
 from labeling.policy import Policy
 from labeling.project import ItemKind, NewItem, Project
 from labeling.scoring import read_uncertainty
-from rlhf.config import SourceSettings
+from rlhf.accounts import Account
+from rlhf.config import SourceSettings, load_recipe
 from rlhf.errors import UserError
 
 _SUFFIXES = (".json", ".jsonl", ".csv")
@@ -25,6 +28,8 @@ class Sources:
     """Files that a project is made of."""
 
     items: Path | None = None
+    sampling: Sampling | None = None
+    """Instead of `items`."""
     gold: Path | None = None
     qualification: Path | None = None
     scores: Path | None = None
@@ -34,17 +39,11 @@ class Sources:
 def create(location: str, policy: Mapping[str, Any], sources: Sources) -> Project:
     """Make a project and print what is in it.
 
-    Everything is read and checked before anything is made.
+    Everything is read, checked or sampled before anything is made.
 
     Raises:
         UserError: a malformed file, a policy that cannot be, or a project that exists.
     """
-    if sources.items is None:
-        raise UserError(
-            "there is nothing to rank",
-            where="create",
-            fix="Give --items FILE, such as runs/RUN/samples/samples.jsonl of `make samples`.",
-        )
     rules = checked_policy(policy)
     instructions = None if sources.instructions is None else _text(sources.instructions)
     new = list(_new_items(sources))
@@ -125,6 +124,9 @@ def _new_items(sources: Sources) -> Iterator[NewItem]:
     for kind, path in (("gold", sources.gold), ("qualification", sources.qualification)):
         if path is not None:
             yield from _known(path, "gold" if kind == "gold" else "qualification")
+    if sources.sampling is not None:
+        yield from (NewItem(item) for item in _sampled(sources.sampling))
+        return
     assert sources.items is not None
     _check_file(sources.items)
     items = read_items(sources.items)
@@ -142,6 +144,24 @@ def _new_items(sources: Sources) -> Iterator[NewItem]:
         )
     for item in items:
         yield NewItem(item, priority=unsure[item.key], where=str(sources.items))
+
+
+def _sampled(sampling: Sampling) -> list[Item]:
+    recipe = load_recipe(sampling.config, sampling.overrides)
+    settings = cast(LabelingSettings, recipe.section("labeling")).samples
+    if settings is None:
+        raise UserError(
+            "the recipe has no `labeling.samples` group",
+            where=str(recipe.path),
+            fix="Add it, or choose a recipe that has it (configs/stories/recipe.yaml).",
+        )
+    from labeling.mixture import arms_of, sample_items  # torch loads only when there is something to sample
+
+    account = Account()
+    arms = arms_of(recipe, sampling.models, sampling.temperatures or (settings.sampling.temperature,))
+    items = sample_items(recipe, settings, arms, account)
+    account.print("samples")
+    return items
 
 
 def _known(path: Path, kind: ItemKind) -> Iterator[NewItem]:

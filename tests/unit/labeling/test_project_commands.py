@@ -249,6 +249,9 @@ GOOD = [*CREATE, "--items", "items.jsonl"]
     ("argv", "what"),
     [
         (CREATE, "there is nothing to rank"),
+        ([*GOOD, "--config", "r.yaml"], "or too much"),
+        ([*GOOD, "--model", "m"], "no recipe to sample by"),
+        ([*CREATE, "--config", "none.yaml"], "cannot read the recipe"),
         ([*CREATE, "--items", "none.jsonl"], "none.jsonl: there is no such file"),
         ([*CREATE, "--items", "bad.jsonl"], "bad.jsonl, line 2: "),
         ([*CREATE, "--items", "ten.jsonl"], "10 completions are more than 9"),
