@@ -113,11 +113,14 @@ def qualification(transaction: Transaction, labeler_id: int) -> float | None:
     A pair of an item that they have skipped or not finished counts as judged otherwise. None if there are no
     such items.
     """
-    right = total = 0
+    query = select(items).where(items.c.kind == "qualification")
+    trials = [stored_item(row) for row in transaction.connection.execute(query).mappings()]
+    if not trials:
+        return None
     labels = labels_of_kind(transaction.connection, "qualification", labeler_id=labeler_id)
     given = {label.item_id: label for label in labels}
-    rows = transaction.connection.execute(select(items).where(items.c.kind == "qualification")).mappings()
-    for item in map(stored_item, rows):
+    right = total = 0
+    for item in trials:
         truth = implied_pairs(item.answer or ())
         said = set(implied_pairs(given[item.item_id].ranks)) if item.item_id in given else set()
         total += len(truth)

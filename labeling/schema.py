@@ -17,6 +17,7 @@ _VERSION_1 = (
     "CREATE TABLE items (id {id}, key TEXT NOT NULL UNIQUE, kind TEXT NOT NULL "
     "CHECK (kind IN ('item', 'gold', 'qualification')), prompt TEXT NOT NULL, completions TEXT NOT NULL, "
     "models TEXT, answer TEXT, priority {real} NOT NULL)",
+    "CREATE INDEX items_of_kind ON items (kind, id)",
     "CREATE TABLE labelers (id {id}, at {real} NOT NULL, name TEXT NOT NULL UNIQUE)",
     "CREATE TABLE events (id {id}, at {real} NOT NULL, kind TEXT NOT NULL, item_id BIGINT REFERENCES items, "
     "labeler_id BIGINT REFERENCES labelers, session TEXT, submission TEXT UNIQUE, shown TEXT, "
