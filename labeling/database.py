@@ -46,8 +46,9 @@ class Database:
 
     def __init__(self, location: str | Path, *, clock: Callable[[], float] | None = None) -> None:
         url = _url(location)
-        self.where = url.render_as_string(hide_password=True) if url.host else str(location)
-        self.folder = Path(location) if isinstance(location, Path) or "://" not in location else None
+        is_folder = url.get_backend_name() == "sqlite"
+        self.folder = Path(location) if is_folder else None
+        self.where = str(location) if is_folder else url.render_as_string(hide_password=True)
         self._clock = clock
         try:
             self.engine = _engine(url)
