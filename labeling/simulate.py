@@ -43,7 +43,6 @@ def simulate(project: Project, labeler: str, script: Script) -> int:
             if isinstance(task, NoTask):
                 break
             ranks = _ranks(project, session.labeler, script, task)
-            # The same name for the same act: a simulation that is run again repeats nothing.
             session.submit(task, Judgement(ranks), submission=f"{session.session_id}:{task.item_id}")
             num_done += 1
     return num_done
