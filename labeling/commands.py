@@ -4,6 +4,7 @@ Everything heavy is imported where it is used, so that `--help` and a labeler's 
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -151,14 +152,27 @@ def _rank_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _rank(arguments: argparse.Namespace) -> int:
-    from labeling.plain import PlainScreen
     from labeling.project import Project
     from labeling.session import Session
 
-    project = Project.open(arguments.project)
-    with Session(project, arguments.labeler) as session:
-        PlainScreen(session, sys.stdin, sys.stdout).run()
+    with Project.open(arguments.project) as project, Session(project, arguments.labeler) as session:
+        if arguments.plain or not _full_screen():
+            from labeling.plain import PlainScreen
+
+            PlainScreen(session, sys.stdin, sys.stdout).run()
+        else:
+            from labeling.screen.app import run_screen
+
+            run_screen(session)
     return 0
+
+
+def _full_screen() -> bool:
+    """Whether a screen can be drawn: on a terminal that can do it, or in a browser by way of `serve`."""
+    if "TEXTUAL_DRIVER" in os.environ:
+        return True
+    terminals = all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))  # it draws on stderr
+    return terminals and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def _token_arguments(parser: argparse.ArgumentParser) -> None:

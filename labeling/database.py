@@ -28,6 +28,10 @@ _LOCK = 7_465_172
 """Key of the advisory lock, together with the schema in which the tables lie."""
 
 
+class StoreError(UserError):
+    """The database cannot be used just now; the same call may go through later."""
+
+
 @dataclass(frozen=True)
 class Transaction:
     """A writing transaction: nobody else writes until it ends."""
@@ -116,9 +120,9 @@ class Database:
         """What an operator can mend, in words; a mistake of ours keeps its traceback."""
         try:
             yield
-        except exc.OperationalError as error:
-            raise UserError(
-                f"the database refuses ({_first_line(error.orig)})",
+        except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
+            raise StoreError(
+                f"the database refuses ({_first_line(getattr(error, 'orig', error))})",
                 where=self.where,
                 fix="Check that it runs, that there is room, and that you may write there; then try again. "
                 "What was submitted before is safe.",
