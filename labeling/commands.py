@@ -175,6 +175,27 @@ def _full_screen() -> bool:
     return terminals and os.environ.get("TERM", "dumb") != "dumb"
 
 
+def _serve_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="the address to listen on [%(default)s]")
+    add("--port", type=int, default=8000, help="0: any that is free [%(default)s]")
+    add("--public-url", metavar="URL", help="as browsers see it, behind a proxy: https://labels.example.org")
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from labeling.project import Project
+
+    try:
+        from labeling.browser.run import serve
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"`{error.name}` is not installed", where="serve", fix="pip install 'triptych[browser]'"
+        ) from None
+    with Project.open(arguments.project) as project:
+        serve(project, arguments)
+    return 0
+
+
 def _token_arguments(parser: argparse.ArgumentParser) -> None:
     _labeler(parser)
 
@@ -338,6 +359,7 @@ def _threshold(parser: argparse.ArgumentParser) -> None:
 COMMANDS: dict[str, Command] = {
     "create": Command("make a labeling project", _create_arguments, _create),
     "rank": Command("rank items: the labeler's screen", _rank_arguments, _rank),
+    "serve": Command("rank in a browser: the same screen, by tokens", _serve_arguments, _serve),
     "token": Command("print a new token by which a browser knows a labeler", _token_arguments, _token),
     "status": Command("show progress, pace, agreement and disputed items", _status_arguments, _status),
     "adjudicate": Command("list disputed items, or decide one", _adjudicate_arguments, _adjudicate),

@@ -56,13 +56,13 @@ class RankingScreen(Screen[None], inherit_bindings=False):
     #answers { height: 1fr; }
     #question-row { layout: horizontal; height: 1; }
     #small { display: none; height: 1fr; }
-    .-wide #body { layout: horizontal; }
-    .-wide #prompt { width: 36%; height: 1fr; margin: 0 1 0 0; }
-    .-wide #answers { width: 1fr; }
-    .-whole-prompt #prompt { height: 1fr; width: 1fr; }
-    .-whole-prompt #answers { display: none; }
-    .-small Bar, .-small #body, .-small Question { display: none; }
-    .-small #small { display: block; }
+    RankingScreen.-wide #body { layout: horizontal; }
+    RankingScreen.-wide #prompt { width: 36%; height: 1fr; margin: 0 1 0 0; }
+    RankingScreen.-wide #answers { width: 1fr; }
+    RankingScreen.-whole-prompt #prompt { height: 1fr; width: 1fr; }
+    RankingScreen.-whole-prompt #answers { display: none; }
+    RankingScreen.-small Bar, RankingScreen.-small #body, RankingScreen.-small Question { display: none; }
+    RankingScreen.-small #small { display: block; }
     """
     AUTO_FOCUS = ""
     BINDINGS = [*keys.bindings(), ("escape", "escape", "")]
@@ -124,7 +124,7 @@ class RankingScreen(Screen[None], inherit_bindings=False):
         self._draw()
 
     def _arrived(self, arrived: Arrived) -> None:
-        self._trouble, self._standing = None, arrived.standing
+        self._trouble, self._standing, self._said = None, arrived.standing, ""
         self._close_question()
         self.remove_class("-whole-prompt")
         self._nothing = arrived.task if isinstance(arrived.task, NoTask) else None
