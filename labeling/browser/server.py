@@ -182,7 +182,7 @@ def _html(name: str, *, status: int = 200, **values: str) -> web.Response:
 
 
 async def _own_file(request: web.Request) -> web.Response:
-    kinds = {"page.css": "text/css", "enter.js": "text/javascript"}
+    kinds = {"page.css": "text/css", "enter.js": "text/javascript", "screen.js": "text/javascript"}
     name = request.match_info["name"]
     if name not in kinds:
         raise web.HTTPNotFound

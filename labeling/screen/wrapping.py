@@ -102,7 +102,7 @@ def wrap(line: str, width: int) -> Iterator[str]:
                 start = blank = end
                 size = since_blank = 0
                 continue
-            cut = blank if blank > start else first
+            cut = blank if line[start:blank].strip(" ") else first
             yield line[start:cut].rstrip(" ")
             size = since_blank if cut == blank else 0
             start = blank = cut
@@ -117,7 +117,7 @@ def _wrap_ascii(line: str, width: int) -> Iterator[str]:
     start = 0
     while len(line) - start > width:
         blank = line.rfind(" ", start, start + width + 1)
-        cut = blank if blank > start else start + width
+        cut = blank if line[start : max(blank, start)].strip(" ") else start + width
         yield line[start:cut].rstrip(" ")
         start = cut + 1 if line[cut] == " " else cut
     yield line[start:]
