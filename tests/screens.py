@@ -72,7 +72,10 @@ async def shown(session: Session, *, size: tuple[int, int] = (80, 24)) -> AsyncI
 
 
 def play(
-    session: Session, story: Callable[[Screen], Coroutine[Any, Any, None]], *, size: tuple[int, int] = (80, 24)
+    session: Session,
+    story: Callable[[Screen], Coroutine[Any, Any, None]],
+    *,
+    size: tuple[int, int] = (80, 24),
 ) -> None:
     """Run `story` on a screen."""
 

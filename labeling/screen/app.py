@@ -71,6 +71,9 @@ def run_screen(session: Session) -> None:
         UserError: what was entered last could not be stored.
     """
     app = LabelerApp(session)
+    if "TEXTUAL_DRIVER" not in os.environ:
+        for name in ("COLUMNS", "LINES"):  # where a shell exports them, they hide that a terminal was resized
+            os.environ.pop(name, None)
 
     def hung_up(number: int, _: FrameType | None) -> None:
         """The terminal is gone, and whatever is written to it may block: store what there is, and end."""

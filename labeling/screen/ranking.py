@@ -112,6 +112,8 @@ class RankingScreen(Screen[None], inherit_bindings=False):
         match report:
             case Arrived():
                 self._arrived(report)
+            case Stored(kind="save") if self._trouble is None:
+                return  # as it should be: there is nothing to draw
             case Stored():
                 self._trouble = None
                 if report.receipt is not None and report.receipt.late:
@@ -388,7 +390,7 @@ class RankingScreen(Screen[None], inherit_bindings=False):
             self._prompt.styles.height = "1fr"
         else:
             self._prompt.styles.height = max(2, min(self._prompt.rows_wanted(width), height // 4))
-        text = f"{width}×{height} is too small: make it {MIN_COLUMNS}×{MIN_ROWS} or more. Nothing is lost."
+        text = f"Make it {MIN_COLUMNS}×{MIN_ROWS}: {width}×{height} is too small. Nothing is lost."
         self.query_one("#small", Bar).show([Segment(text, BOLD)])
 
     def _say(self, text: str) -> None:

@@ -322,7 +322,7 @@ def test_a_terminal_that_is_too_small_says_so_and_takes_no_ranks(new: New) -> No
     async def story(screen: Screen) -> None:
         await screen.press("2")
         await screen.resize(30, 8)
-        assert "30×8 is too small" in screen.text
+        assert "Make it 40×12: 30×8 is too sma" in screen.text
         await screen.press("1")
         await screen.resize(160, 50)
         assert "1:2nd" in screen.text

@@ -1,0 +1,142 @@
+"""The labeler's screen in a pseudo-terminal: from start to the first item, and from each key to the last byte drawn.
+
+python -m benchmarks.labeling_screen [--items 100000] [--keys 200] [--columns 80] [--rows 24]
+"""
+
+import argparse
+import fcntl
+import os
+import pty
+import random
+import select
+import struct
+import sys
+import tempfile
+import termios
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from benchmarks.statistics import quantile
+from labeling.items import Item
+from labeling.policy import Policy
+from labeling.project import NewItem, Project
+from rlhf.errors import run_command
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_LONG = 40
+NUM_COMPLETIONS, NUM_CHARACTERS = 9, 4000
+QUIET_SECONDS = 0.06
+"""A frame is over when nothing has come for so long; the time that counts is that of its last byte."""
+KEYS = {
+    "rank": (b"1", b"2", b"3", b"f", b"9"),
+    "scroll": (b"j", b" ", b"k", b"b"),
+    "move": (b"\x1b[C", b"\x1b[D", b"\t"),
+    "undo": (b"u", b"0"),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.labeling_screen", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--items", type=int, default=100_000, help="of the project [%(default)s]")
+    parser.add_argument("--keys", type=int, default=200, help="to press [%(default)s]")
+    parser.add_argument("--columns", type=int, default=80, help="of the terminal [%(default)s]")
+    parser.add_argument("--rows", type=int, default=24, help="of the terminal [%(default)s]")
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        with Project.create(folder, Policy(gold_share=0.0)) as project:
+            project.add(NewItem(item) for item in _items(arguments.items))
+        starts = [_session(folder, arguments, num_keys=0)[0] for _ in range(3)]
+        _, milliseconds = _session(folder, arguments, num_keys=arguments.keys)
+    print(f"{arguments.items:,} items; start to first item: {', '.join(f'{s:.2f}' for s in starts)} s")
+    print(
+        f"{NUM_COMPLETIONS} completions of {NUM_CHARACTERS:,} characters, {arguments.columns}×{arguments.rows}:"
+    )
+    for name, values in milliseconds.items():
+        median, p95 = quantile(values, 0.5), quantile(values, 0.95)
+        print(
+            f"  {name:7} {len(values):4} keys: median {median:5.1f} ms, p95 {p95:5.1f} ms, max {max(values):5.1f} ms"
+        )
+    return 0
+
+
+def _items(number: int) -> Iterator[Item]:
+    """The first are long, as are those that the session sees; the others make the project large."""
+    rng = random.Random(0)
+    for n in range(number):
+        size = NUM_CHARACTERS if n < NUM_LONG else 20
+        letters = ["".join(rng.choices("aeiou nrst  ", k=size)) for _ in range(NUM_COMPLETIONS)]
+        yield Item(prompt=f"question {n}", completions=tuple(letters))
+
+
+def _session(
+    folder: str, options: argparse.Namespace, *, num_keys: int
+) -> tuple[float, dict[str, list[float]]]:
+    """Seconds to the first item, and milliseconds of each key."""
+    started = time.perf_counter()
+    process, terminal = pty.fork()
+    if process == 0:
+        os.environ.update(PYTHONPATH=str(ROOT), TERM="xterm-256color")
+        command = [sys.executable, "-m", "labeling", "rank", "--project", folder, "--labeler", "ann"]
+        os.execv(sys.executable, command)
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", options.rows, options.columns, 0, 0))
+    try:
+        _until(terminal, b"Answer 1")
+        seconds = time.perf_counter() - started
+        _frame(terminal)
+        found = _press(terminal, num_keys)
+    finally:
+        os.write(terminal, b"q")
+        _until(terminal, b"\x1b[?1049l")
+        os.waitpid(process, 0)
+        os.close(terminal)
+    return seconds, found
+
+
+def _press(terminal: int, number: int) -> dict[str, list[float]]:
+    rng = random.Random(1)
+    found: dict[str, list[float]] = {name: [] for name in (*KEYS, "submit")}
+    for n in range(number):
+        name = rng.choice(list(KEYS))
+        taken = _key(terminal, rng.choice(KEYS[name]))
+        if taken is not None:
+            found[name].append(taken)
+        if n % 20 == 19:
+            for _ in range(NUM_COMPLETIONS):
+                _key(terminal, b"1")
+            taken = _key(terminal, b"\r")
+            if taken is not None:
+                found["submit"].append(taken)
+    return {name: values for name, values in found.items() if values}
+
+
+def _key(terminal: int, key: bytes) -> float | None:
+    """Milliseconds from the key to the last byte that it draws; None if it changes nothing."""
+    pressed = time.perf_counter()
+    os.write(terminal, key)
+    last = _frame(terminal)
+    return None if last is None else 1000 * (last - pressed)
+
+
+def _frame(terminal: int) -> float | None:
+    """When the last byte came of all that comes without a pause."""
+    last = None
+    while select.select([terminal], [], [], QUIET_SECONDS if last else 0.5)[0]:
+        os.read(terminal, 65536)
+        last = time.perf_counter()
+    return last
+
+
+def _until(terminal: int, text: bytes) -> None:
+    seen = b""
+    while text not in seen:
+        if not select.select([terminal], [], [], 60)[0]:
+            raise TimeoutError(f"{text!r} never came")
+        seen = seen[-200:] + os.read(terminal, 65536)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
