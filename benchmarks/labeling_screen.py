@@ -1,4 +1,4 @@
-"""The labeler's screen in a pseudo-terminal: from start to the first item, and from each key to the last byte drawn.
+"""The labeler's screen in a pseudo-terminal: start to first item, and each key to the last byte drawn.
 
 python -m benchmarks.labeling_screen [--items 100000] [--keys 200] [--columns 80] [--rows 24]
 """
@@ -53,12 +53,14 @@ def main(argv: Sequence[str]) -> int:
         _, milliseconds = _session(folder, arguments, num_keys=arguments.keys)
     print(f"{arguments.items:,} items; start to first item: {', '.join(f'{s:.2f}' for s in starts)} s")
     print(
-        f"{NUM_COMPLETIONS} completions of {NUM_CHARACTERS:,} characters, {arguments.columns}×{arguments.rows}:"
+        f"{NUM_COMPLETIONS} completions of {NUM_CHARACTERS:,} characters, "
+        f"{arguments.columns}×{arguments.rows}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores:"
     )
     for name, values in milliseconds.items():
         median, p95 = quantile(values, 0.5), quantile(values, 0.95)
         print(
-            f"  {name:7} {len(values):4} keys: median {median:5.1f} ms, p95 {p95:5.1f} ms, max {max(values):5.1f} ms"
+            f"  {name:7} {len(values):4} keys: median {median:5.1f} ms, p95 {p95:5.1f} ms, "
+            f"max {max(values):5.1f} ms"
         )
     return 0
 

@@ -161,6 +161,7 @@ def _rank(arguments: argparse.Namespace) -> int:
 
             PlainScreen(session, sys.stdin, sys.stdout).run()
         else:
+            os.environ.setdefault("TEXTUAL_FPS", "120")  # a key waits half as long for the next frame
             from labeling.screen.app import run_screen
 
             run_screen(session)
@@ -358,7 +359,7 @@ def _threshold(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS: dict[str, Command] = {
     "create": Command("make a labeling project", _create_arguments, _create),
-    "rank": Command("rank items: the labeler's screen", _rank_arguments, _rank),
+    "rank": Command("rank items: the labeler's screen (? in it lists the keys)", _rank_arguments, _rank),
     "serve": Command("rank in a browser: the same screen, by tokens", _serve_arguments, _serve),
     "token": Command("print a new token by which a browser knows a labeler", _token_arguments, _token),
     "status": Command("show progress, pace, agreement and disputed items", _status_arguments, _status),

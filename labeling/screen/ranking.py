@@ -20,7 +20,6 @@ from labeling.screen import keys
 from labeling.screen.ballot import Ballot, rank_sign
 from labeling.screen.bars import BAD, BOLD, DIM, FOCUS, GOOD, OPEN, PLAIN, TROUBLE, Bar, Question, fill
 from labeling.screen.desk import Arrived, Desk, Lost, Refused, Report, Stored
-from labeling.screen.instructions import InstructionsScreen
 from labeling.screen.pane import TextPane
 from labeling.session import MAX_REASON_CHARACTERS, Session, Standing, new_submission
 from rlhf.chat import prompt_text
@@ -191,6 +190,7 @@ class RankingScreen(Screen[None], inherit_bindings=False):
         ballot = self._ballot
         if ballot is not None and ballot.judgement.complete and not self._said:
             self._say("All ranked: Enter submits")
+            self._draw()
 
     def action_clear(self) -> None:
         self._change(lambda ballot: ballot.clear())
@@ -285,6 +285,8 @@ class RankingScreen(Screen[None], inherit_bindings=False):
             self._desk.save(ballot.task, ballot.judgement)
 
     def action_help(self) -> None:
+        from labeling.screen.instructions import InstructionsScreen  # the first item need not wait for it
+
         self.app.push_screen(InstructionsScreen(self._session.project))
 
     def action_leave(self) -> None:
