@@ -22,12 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
 PROMPT = "Why does bread rise when it is baked, and what happens without salt? Explain it to a ten-year-old."
 ANSWERS = (
-    "Bread rises because yeast, a tiny living thing, eats the sugar in the flour and breathes out gas. The gas "
-    "makes bubbles, and the dough is stretchy enough to hold them, like a balloon. Salt slows the yeast down "
-    "and makes the dough stronger, so without it the bread rises too fast, tastes dull and falls flat.",
-    "As everybody knows, bread rises! It is a wonderful thing. Bread has been baked for thousands of years in "
-    "many countries, and there are many kinds of bread, such as rye bread, white bread and flat bread. I hope "
-    "that this helps, and I am happy to answer more questions about bread.",
+    "Bread rises because yeast, a tiny living thing, eats the sugar in the flour and breathes out gas. "
+    "The gas makes bubbles, and the dough is stretchy enough to hold them, like a balloon. Salt slows the "
+    "yeast down and makes the dough stronger, so without it the bread rises too fast and falls flat.",
+    "As everybody knows, bread rises! It is a wonderful thing. Bread has been baked for thousands of years "
+    "in many countries, and there are many kinds of bread, such as rye bread, white bread and flat bread. "
+    "I hope that this helps, and I am happy to answer more questions about bread.",
     "Salt makes bread rise. Without salt there is no gas in the dough, so it stays flat like a pancake.",
     "Yeast blows bubbles into the dough, and the heat of the oven makes them bigger until the crust is hard. "
     "Salt keeps the yeast calm and gives taste.",
@@ -62,7 +62,7 @@ async def _terminal(session: Session, size: tuple[int, int]) -> str:
         await pilot.pause(0.2)
         picture = app.export_screenshot(title="Labeling")
     app.finish()
-    return picture
+    return re.sub(r"@font-face {.*?}\s*", "", picture, flags=re.DOTALL)  # nothing from elsewhere
 
 
 def _browser(project: Project, path: Path) -> None:

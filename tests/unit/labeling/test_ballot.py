@@ -8,13 +8,17 @@ from labeling.judgements import Judgement, Task
 from labeling.policy import Policy
 from labeling.screen.ballot import Ballot, rank_sign
 from rlhf.errors import UserError
-from rlhf.records import FAILED
+from rlhf.records import FAILED, Rank
 
 
 def ballot(size: int = 4, draft: Judgement | None = None, **policy: object) -> Ballot:
     texts = tuple(f"answer {n}" for n in range(size))
     task = Task(1, "question", texts, draft or Judgement.empty(size), 0.0)
     return Ballot(task, Policy.model_validate(policy))
+
+
+def ranks(entered: Ballot) -> tuple[Rank | None, ...]:
+    return entered.judgement.ranks
 
 
 def test_the_focus_goes_to_the_next_without_a_rank_all_round() -> None:
@@ -44,13 +48,13 @@ def test_a_rank_that_is_taken_is_exchanged_where_there_are_no_ties() -> None:
     entered = ballot(3, Judgement((1, 2, None)), ties=False)
     entered.focus = 0
     entered.rank(2)
-    assert entered.judgement.ranks == (2, 1, None)
+    assert ranks(entered) == (2, 1, None)
     entered.rank(2)  # of the third, which had none
-    assert entered.judgement.ranks == (None, 1, 2)
+    assert ranks(entered) == (None, 1, 2)
     entered.focus = 1
     entered.rank(FAILED)
     entered.rank(FAILED)
-    assert entered.judgement.ranks == (FAILED, FAILED, 2)
+    assert ranks(entered) == (FAILED, FAILED, 2)
 
 
 def test_a_rank_that_there_is_not_is_refused_and_changes_nothing() -> None:
