@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from textual.binding import Binding
+
 from labeling.policy import Policy
 from labeling.project import MAX_COMPLETIONS
 
@@ -37,17 +39,28 @@ KEYS = (
     Key("s", "skip", "s", "skip the item, with a reason"),
     Key("x", "flag", "x", "flag the item: something is wrong with it"),
     Key("c", "note", "c", "a note (comment) on the item"),
+    Key("escape", "escape", "", ""),
     Key("question_mark", "help", "?", "instructions and keys"),
     Key("q", "leave", "q", "quit; everything entered is kept"),
 )
 DIGITS = tuple(str(n) for n in range(1, MAX_COMPLETIONS + 1))
 
 
-def bindings() -> list[tuple[str, str, str]]:
-    """Every key with its action, as Textual takes them."""
-    digits = [(digit, f"digit({digit})", "") for digit in DIGITS]
-    others = [(key.keys, key.action, key.meaning) for key in KEYS if not key.action.startswith("digit")]
-    return digits + others
+def bindings() -> list[Binding]:
+    """Every key with its action, as Textual takes them.
+
+    With priority, so that a key has done its work before the next is looked at: whatever follows the key that
+    opens a question, however fast it is typed, is part of the answer.
+    """
+    digits = [(digit, f"digit({digit})") for digit in DIGITS]
+    others = [(key.keys, key.action) for key in KEYS if not key.action.startswith("digit")]
+    return [Binding(keys, f"key({_call(action)})", priority=True) for keys, action in digits + others]
+
+
+def _call(action: str) -> str:
+    """An action and its argument as the arguments of `key`."""
+    name, _, argument = action.rstrip(")").partition("(")
+    return f"'{name}', {argument}" if argument else f"'{name}'"
 
 
 def key_help(policy: Policy) -> str:

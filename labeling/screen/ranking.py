@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from rich.segment import Segment
 from rich.style import Style
-from textual import events
 from textual.app import ComposeResult
 from textual.containers import Container
 from textual.message import Message
@@ -64,7 +63,7 @@ class RankingScreen(Screen[None], inherit_bindings=False):
     RankingScreen.-small #small { display: block; }
     """
     AUTO_FOCUS = ""
-    BINDINGS = [*keys.bindings(), ("escape", "escape", "")]
+    BINDINGS = [*keys.bindings()]
 
     class Reported(Message):
         """The desk says something."""
@@ -155,24 +154,25 @@ class RankingScreen(Screen[None], inherit_bindings=False):
 
     # Keys.
 
-    def on_key(self, event: events.Key) -> None:
-        """Every key is a sign of life; what the last one said is gone."""
+    def action_key(self, name: str, *arguments: int) -> None:
+        """A key with a meaning: a sign of life, and what was said after the last one is gone."""
         if self._ballot is not None:
             self._session.touch(self._ballot.task)
-        self._warned = self._warned and event.key == "q"
+        self._warned = self._warned and name == "leave"
+        self._scoring = self._scoring and name == "digit"
         self._said = ""
-        if self._scoring and not event.key.isdigit():
-            self._scoring = False
+        getattr(self, f"action_{name}")(*arguments)
         self._draw()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """While a question is open only it has the keys; without an item few keys mean anything."""
+        """While a question is open it has the keys; without an item few of them mean anything."""
+        name = parameters[0] if action == "key" else action
         if self._asking is not None:
-            return action == "escape"
+            return name == "escape"
         if self.has_class("-small"):
-            return action == "leave"
+            return name == "leave"
         if self._ballot is None:
-            return action in ("submit", "undo", "leave", "help", "rows", "page")
+            return name in ("submit", "undo", "leave", "help", "rows", "page")
         return True
 
     def action_digit(self, digit: int) -> None:
@@ -190,7 +190,6 @@ class RankingScreen(Screen[None], inherit_bindings=False):
         ballot = self._ballot
         if ballot is not None and ballot.judgement.complete and not self._said:
             self._say("All ranked: Enter submits")
-            self._draw()
 
     def action_clear(self) -> None:
         self._change(lambda ballot: ballot.clear())
@@ -202,7 +201,6 @@ class RankingScreen(Screen[None], inherit_bindings=False):
             self._scoring = True
             assert self._ballot is not None
             self._say(f"Quality of answer {self._ballot.focus + 1}: 1 to 7 (7 is best)")
-        self._draw()
 
     def action_answer(self, step: int) -> None:
         assert self._ballot is not None
@@ -322,7 +320,7 @@ class RankingScreen(Screen[None], inherit_bindings=False):
             question.value = before
         question.cursor_position = len(before)
         question.styles.display = "block"
-        question.focus()
+        self.set_focus(question)  # at once
         self._message.show([Segment(label, BOLD), Segment("(Enter keeps it, Esc leaves it)", DIM)])
         self._lay_out()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import select
+from textual.events import Key
 
 from labeling.database import StoreError
 from labeling.judgements import Judgement, Task
@@ -425,3 +426,18 @@ def test_every_key_of_the_table_does_something() -> None:
     for key in KEYS:
         name = key.action.partition("(")[0]
         assert hasattr(RankingScreen, f"action_{name}"), key
+
+
+def test_what_is_typed_right_after_the_key_that_asks_is_part_of_the_answer(new: New) -> None:
+    project = new()
+
+    async def story(screen: Screen) -> None:
+        for key in "chmfs12":
+            screen.app.post_message(Key(key, key))  # all there before the first is handled
+        await screen.until(lambda: "hmfs12" in screen.text)
+        await screen.press("enter")
+        assert "Note: hmfs12" in screen.text
+        assert "1:·" in screen.text
+
+    with Session(project, "ann") as session:
+        play(session, story)
