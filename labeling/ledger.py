@@ -15,6 +15,8 @@ are no events; a replay forgets them. So there is one account of what each event
     undone       a submission or a skip is taken back: leased again            +1 after a skip
     flagged      something is wrong with the item
     adjudicated  the final decision on the item
+    reopened     a decision is taken back
+    passed       an adjudicator leaves the item undecided, with a reason
 """
 
 import json
@@ -39,7 +41,11 @@ Kind = Literal[
     "undone",
     "flagged",
     "adjudicated",
+    "reopened",
+    "passed",
 ]
+NO_WORK = ("flagged", "adjudicated", "reopened", "passed")
+"""Events that change nobody's place in the work on an item."""
 HELD = ("leased", "submitted")
 """States that count towards an item's overlap."""
 
@@ -104,7 +110,7 @@ def replay(database: Database) -> None:
 
 def _follow(transaction: Transaction, event: Event, number: int) -> None:
     """Bring `work` and `queue` up to date with one event."""
-    if event.labeler_id is None or event.kind in ("flagged", "adjudicated"):
+    if event.labeler_id is None or event.kind in NO_WORK:
         return
     before = work_of(transaction, event.item_id, event.labeler_id)
     changes = _changes(event, number, transaction.now)

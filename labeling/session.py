@@ -14,7 +14,6 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Self
 
 from sqlalchemy import ColumnElement, and_, func, select, update
@@ -27,35 +26,10 @@ from labeling.judgements import Judgement, Task
 from labeling.ledger import HELD, Event, Kind, record, work_of
 from labeling.project import Project, StoredItem, stored_item
 from labeling.tables import events, items, queue, work
+from labeling.workplace import Receipt, Standing
 from rlhf.errors import UserError
 
 MAX_REASON_CHARACTERS = 1000
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """A submission is in the database, for good."""
-
-    event_id: int
-    repeated: bool = False
-    """This submission had arrived before; nothing was added."""
-    late: bool = False
-    """Its lease had run out; it counts all the same."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How far a labeler is."""
-
-    submitted: int
-    skipped: int
-    submitted_here: int
-    seconds_here: float
-    """Working time of this session's submissions."""
-    num_items: int
-    """Items of the project, without gold and qualification items."""
-    num_full: int
-    """Those of them that have or are about to have all their labels."""
 
 
 class WorkingTime:
@@ -178,7 +152,7 @@ class Session:
         Raises:
             UserError: no reason, or the item was never this labeler's.
         """
-        text = _reason(reason, "skip")
+        text = checked_reason(reason, "skip")
         seconds = self.touch(task)
         with self.project.database.write() as transaction:
             row = self._own(transaction, task.item_id)
@@ -193,7 +167,7 @@ class Session:
         Raises:
             UserError: no reason, or the item was never this labeler's.
         """
-        text = _reason(reason, "flag")
+        text = checked_reason(reason, "flag")
         self.touch(task)
         with self.project.database.write() as transaction:
             self._own(transaction, task.item_id)
@@ -335,7 +309,12 @@ def _draft(row: RowMapping, item: StoredItem) -> Judgement:
     return Judgement.from_json(json.loads(row["draft"]))
 
 
-def _reason(text: str, verb: str) -> str:
+def checked_reason(text: str, verb: str) -> str:
+    """The reason that somebody gives to skip or flag an item.
+
+    Raises:
+        UserError: it is empty or too long.
+    """
     reason = text.strip()
     if not reason:
         raise UserError(f"there is no reason to {verb} it", fix="Say in a few words why.")

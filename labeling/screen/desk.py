@@ -14,7 +14,7 @@ from typing import Literal
 from labeling.assignment import NoTask
 from labeling.database import StoreError
 from labeling.judgements import Judgement, Task
-from labeling.session import Receipt, Session, Standing
+from labeling.workplace import Receipt, Standing, Workplace
 from rlhf.errors import UserError
 
 JobKind = Literal["next", "save", "submit", "skip", "flag", "undo"]
@@ -68,7 +68,7 @@ class _Job:
 class Desk:
     """Takes jobs from the screen, and reports to it from its own thread by `deliver`."""
 
-    def __init__(self, session: Session, deliver: Callable[[Report], None]) -> None:
+    def __init__(self, session: Workplace, deliver: Callable[[Report], None]) -> None:
         self._session, self._deliver = session, deliver
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()

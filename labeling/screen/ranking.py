@@ -20,12 +20,16 @@ from labeling.screen.ballot import Ballot, rank_sign
 from labeling.screen.bars import BAD, BOLD, DIM, FOCUS, GOOD, OPEN, PLAIN, TROUBLE, Bar, Question, fill
 from labeling.screen.desk import Arrived, Desk, Lost, Refused, Report, Stored
 from labeling.screen.pane import TextPane
-from labeling.session import MAX_REASON_CHARACTERS, Session, Standing, new_submission
+from labeling.session import MAX_REASON_CHARACTERS, new_submission
+from labeling.testimony import testimony, votes
+from labeling.workplace import Standing, Workplace
 from rlhf.chat import prompt_text
 from rlhf.errors import UserError
 from rlhf.records import FAILED, Rank
 
 MIN_COLUMNS, MIN_ROWS = 40, 12
+PANES = ("Prompt", "Labels")
+"""What stands in the pane beside the answers; labels only for whoever decides on them."""
 WIDE_COLUMNS = 120
 """From here on the prompt stands beside the answers."""
 
@@ -72,7 +76,7 @@ class RankingScreen(Screen[None], inherit_bindings=False):
             super().__init__()
             self.report = report
 
-    def __init__(self, session: Session, desk: Desk) -> None:
+    def __init__(self, session: Workplace, desk: Desk) -> None:
         super().__init__()
         self._session, self._desk = session, desk
         self._ballot: Ballot | None = None
@@ -134,7 +138,7 @@ class RankingScreen(Screen[None], inherit_bindings=False):
             self._answers.show(("Enter looks again, u takes the last submission back, q quits.",))
         else:
             self._ballot = Ballot(arrived.task, self._session.policy)
-            self._prompt.show((prompt_text(arrived.task.prompt),))
+            self._prompt.show((prompt_text(arrived.task.prompt), *testimony(arrived.task)))
             self._answers.show(arrived.task.completions)
             if arrived.undone:
                 self._say("Taken back; this is what you had said")
@@ -412,12 +416,10 @@ class RankingScreen(Screen[None], inherit_bindings=False):
         standing, name = self._standing, harmless_line(self._session.labeler)
         if standing is None:
             return [Segment(f" {name}", BOLD)], ""
-        pace = ""
-        if standing.submitted_here:
-            pace = f", {standing.seconds_here / standing.submitted_here:.0f} s each"
+        pace = f", {standing.pace}" if standing.pace else ""
         item = f" · item {self._ballot.task.item_id}" if self._ballot is not None else ""
         left = [Segment(f" {name}", BOLD), Segment(f"{item} · {standing.submitted:,} done{pace}", PLAIN)]
-        return left, f"{standing.num_full:,} of {standing.num_items:,} items full "
+        return left, f"{standing.progress} "
 
     def _message_line(self) -> list[Segment]:
         if self._trouble is not None:
@@ -449,11 +451,11 @@ class RankingScreen(Screen[None], inherit_bindings=False):
         top = self._ballot.size
         return f" 1-{top} rank  f failed  ← → answer  ↑ ↓ scroll  u undo  Enter submit  ? help"
 
-    def _prompt_heading(self, _: int, width: int) -> Strip:
+    def _prompt_heading(self, number: int, width: int) -> Strip:
         more = self._prompt.rows_below
         whole = self.has_class("-whole-prompt")
         right = " p: back to the answers " if whole else f" {more} more rows: p " if more else ""
-        title = " Nothing to do " if self._nothing is not None else " Prompt "
+        title = " Nothing to do " if self._nothing is not None else f" {PANES[number]} "
         return Strip(fill([Segment("──", DIM), Segment(title, BOLD)], right, width, "─"))
 
     def _answer_heading(self, number: int, width: int) -> Strip:
@@ -467,6 +469,7 @@ class RankingScreen(Screen[None], inherit_bindings=False):
         title = f" Answer {number + 1} "
         left = [Segment("▶ " if focused else "──", BOLD if focused else DIM)]
         left += [Segment(title, FOCUS if focused else BOLD), Segment(said, _style(rank))]
+        left += [Segment(votes(ballot.task, number), PLAIN)]
         below = self._answers.rows_below
         right = f" {below} rows below " if number == self._answers.first_visible and below else ""
         return Strip(fill(left, right, width, "─"))
