@@ -125,6 +125,12 @@ class Adjudication:
             self._close()
         return Receipt(number, repeated=known is not None)
 
+    def submit_and_next(
+        self, task: Task, judgement: Judgement, *, submission: str
+    ) -> tuple[Receipt, Task | NoTask]:
+        """`submit`, and then `next`."""
+        return self.submit(task, judgement, submission=submission), self.next()
+
     def skip(self, task: Task, reason: str) -> None:
         """Leave the item undecided, with a reason; it comes back in the next session.
 

@@ -75,8 +75,7 @@ class Session:
     def next(self) -> Task | NoTask:
         """The labeler's next item, leased to this terminal; the same one until it is submitted or skipped."""
         with self.project.database.write() as transaction:
-            found = next_item(transaction, self._seat, self.policy)
-            return found if isinstance(found, NoTask) else self._task(transaction, found)
+            return self._next(transaction)
 
     def touch(self, task: Task) -> float:
         """Note a key press that changes nothing; returns the working seconds on this item so far."""
@@ -132,19 +131,25 @@ class Session:
         final = judgement.final(len(task.completions), self.policy)
         spent = self.touch(task) if seconds is None else seconds
         with self.project.database.write() as transaction:
-            before = select(events).where(events.c.submission == submission)
-            known = transaction.connection.execute(before).mappings().one_or_none()
-            if known is not None:
-                return self._repeated(known, task)
-            row = self._own(transaction, task.item_id)
-            shown = _shown(row)
-            late = row["state"] == "expired"
-            event = self._event("submitted", task.item_id, shown=shown, seconds=spent, submission=submission)
-            event.data.update(judgement=final.in_own_order(shown).to_json(), late=late, source="session")
-            number = record(transaction, event)
-        self._timers.pop(task.item_id, None)
-        self._submitted, self._seconds = self._submitted + 1, self._seconds + spent
-        return Receipt(number, late=late)
+            receipt = self._handed_in(transaction, task, final, submission, spent)
+        self._count(task, receipt, spent)
+        return receipt
+
+    def submit_and_next(
+        self, task: Task, judgement: Judgement, *, submission: str
+    ) -> tuple[Receipt, Task | NoTask]:
+        """`submit` and then `next`, as one transaction: the disk is waited for once.
+
+        Raises:
+            UserError: as `submit`.
+        """
+        final = judgement.final(len(task.completions), self.policy)
+        spent = self.touch(task)
+        with self.project.database.write() as transaction:
+            receipt = self._handed_in(transaction, task, final, submission, spent)
+            following = self._next(transaction)
+        self._count(task, receipt, spent)
+        return receipt, following
 
     def skip(self, task: Task, reason: str) -> None:
         """Hand the item back for good, with a reason.
@@ -212,6 +217,29 @@ class Session:
             num_items=self._num_items,
             num_full=num_full,
         )
+
+    def _next(self, transaction: Transaction) -> Task | NoTask:
+        found = next_item(transaction, self._seat, self.policy)
+        return found if isinstance(found, NoTask) else self._task(transaction, found)
+
+    def _handed_in(
+        self, transaction: Transaction, task: Task, final: Judgement, submission: str, spent: float
+    ) -> Receipt:
+        before = select(events).where(events.c.submission == submission)
+        known = transaction.connection.execute(before).mappings().one_or_none()
+        if known is not None:
+            return self._repeated(known, task)
+        row = self._own(transaction, task.item_id)
+        shown = _shown(row)
+        late = row["state"] == "expired"
+        event = self._event("submitted", task.item_id, shown=shown, seconds=spent, submission=submission)
+        event.data.update(judgement=final.in_own_order(shown).to_json(), late=late, source="session")
+        return Receipt(record(transaction, event), late=late)
+
+    def _count(self, task: Task, receipt: Receipt, spent: float) -> None:
+        if not receipt.repeated:
+            self._timers.pop(task.item_id, None)
+            self._submitted, self._seconds = self._submitted + 1, self._seconds + spent
 
     def _task(self, transaction: Transaction, item_id: int) -> Task:
         row = transaction.connection.execute(select(items).where(items.c.id == item_id)).mappings().one()

@@ -67,6 +67,11 @@ class Workplace(Protocol):
     def submit(self, task: Task, judgement: Judgement, *, submission: str) -> Receipt:
         """Hand in a judgement. When this returns, it is safe."""
 
+    def submit_and_next(
+        self, task: Task, judgement: Judgement, *, submission: str
+    ) -> tuple[Receipt, Task | NoTask]:
+        """`submit`, and then `next`."""
+
     def skip(self, task: Task, reason: str) -> None:
         """Leave the item, with a reason."""
 
