@@ -1,6 +1,6 @@
 """The labeler's screen in a pseudo-terminal: start to first item, and each key to the last byte drawn.
 
-python -m benchmarks.labeling_screen [--items 100000] [--keys 200] [--columns 80] [--rows 24]
+python -m benchmarks.labeling_screen [--items 100000] [--keys 200] [--size 80x24 --size 160x50]
 """
 
 import argparse
@@ -24,8 +24,11 @@ from labeling.project import NewItem, Project
 from rlhf.errors import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
-NUM_LONG = 40
+NUM_LONG = 150
 NUM_COMPLETIONS, NUM_CHARACTERS = 9, 4000
+KEYS_AN_ITEM = 5
+"""After so many keys all answers are ranked and the item is submitted."""
+SIZES = ("80x24", "160x50")
 QUIET_SECONDS = 0.06
 """A frame is over when nothing has come for so long; the time that counts is that of its last byte."""
 KEYS = {
@@ -43,26 +46,32 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--items", type=int, default=100_000, help="of the project [%(default)s]")
     parser.add_argument("--keys", type=int, default=200, help="to press [%(default)s]")
-    parser.add_argument("--columns", type=int, default=80, help="of the terminal [%(default)s]")
-    parser.add_argument("--rows", type=int, default=24, help="of the terminal [%(default)s]")
+    parser.add_argument(
+        "--size", action="append", help=f"of the terminal, again for more [{' '.join(SIZES)}]"
+    )
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         with Project.create(folder, Policy(gold_share=0.0)) as project:
             project.add(NewItem(item) for item in _items(arguments.items))
-        starts = [_session(folder, arguments, num_keys=0)[0] for _ in range(3)]
-        _, milliseconds = _session(folder, arguments, num_keys=arguments.keys)
-    print(f"{arguments.items:,} items; start to first item: {', '.join(f'{s:.2f}' for s in starts)} s")
-    print(
-        f"{NUM_COMPLETIONS} completions of {NUM_CHARACTERS:,} characters, "
-        f"{arguments.columns}×{arguments.rows}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores:"
-    )
-    for name, values in milliseconds.items():
+        print(f"{arguments.items:,} items, {NUM_COMPLETIONS} completions of {NUM_CHARACTERS:,} characters")
+        for size in arguments.size or SIZES:
+            _report(folder, size, num_keys=arguments.keys)
+    return 0
+
+
+def _report(folder: str, size: str, *, num_keys: int) -> None:
+    """Measure at one size, and print."""
+    starts = [_session(folder, size, num_keys=0)[0] for _ in range(3)]
+    _, milliseconds = _session(folder, size, num_keys=num_keys)
+    print(f"{size}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores:")
+    print(f"  start to first item: {', '.join(f'{s:.2f}' for s in starts)} s")
+    every = [value for values in milliseconds.values() for value in values]
+    for name, values in {**milliseconds, "all": every}.items():
         median, p95 = quantile(values, 0.5), quantile(values, 0.95)
         print(
             f"  {name:7} {len(values):4} keys: median {median:5.1f} ms, p95 {p95:5.1f} ms, "
             f"max {max(values):5.1f} ms"
         )
-    return 0
 
 
 def _items(number: int) -> Iterator[Item]:
@@ -74,17 +83,16 @@ def _items(number: int) -> Iterator[Item]:
         yield Item(prompt=f"question {n}", completions=tuple(letters))
 
 
-def _session(
-    folder: str, options: argparse.Namespace, *, num_keys: int
-) -> tuple[float, dict[str, list[float]]]:
+def _session(folder: str, size: str, *, num_keys: int) -> tuple[float, dict[str, list[float]]]:
     """Seconds to the first item, and milliseconds of each key."""
+    columns, rows = (int(number) for number in size.split("x"))
     started = time.perf_counter()
     process, terminal = pty.fork()
     if process == 0:
         os.environ.update(PYTHONPATH=str(ROOT), TERM="xterm-256color")
         command = [sys.executable, "-m", "labeling", "rank", "--project", folder, "--labeler", "ann"]
         os.execv(sys.executable, command)
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", options.rows, options.columns, 0, 0))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     try:
         _until(terminal, b"Answer 1")
         seconds = time.perf_counter() - started
@@ -106,7 +114,7 @@ def _press(terminal: int, number: int) -> dict[str, list[float]]:
         taken = _key(terminal, rng.choice(KEYS[name]))
         if taken is not None:
             found[name].append(taken)
-        if n % 20 == 19:
+        if n % KEYS_AN_ITEM == KEYS_AN_ITEM - 1:
             for _ in range(NUM_COMPLETIONS):
                 _key(terminal, b"1")
             taken = _key(terminal, b"\r")

@@ -24,8 +24,8 @@ from labeling.database import Transaction
 from labeling.harmless import labeler_name
 from labeling.judgements import Judgement, Task
 from labeling.ledger import HELD, Event, Kind, record, work_of
-from labeling.project import Project, StoredItem, stored_item
-from labeling.tables import events, items, queue, work
+from labeling.project import Project, StoredItem, item_row, stored_item
+from labeling.tables import events, queue, work
 from labeling.workplace import Receipt, Standing
 from rlhf.errors import UserError
 
@@ -242,8 +242,8 @@ class Session:
             self._submitted, self._seconds = self._submitted + 1, self._seconds + spent
 
     def _task(self, transaction: Transaction, item_id: int) -> Task:
-        row = transaction.connection.execute(select(items).where(items.c.id == item_id)).mappings().one()
-        item, mine = stored_item(row), work_of(transaction, item_id, self._seat.labeler_id)
+        item = stored_item(item_row(transaction.connection, item_id))
+        mine = work_of(transaction, item_id, self._seat.labeler_id)
         assert mine is not None
         shown = _shown(mine)
         self._timers[item_id] = WorkingTime(self.policy.idle_seconds, clock=self._clock)
