@@ -99,7 +99,8 @@ def _drawn(
     sampling = settings.sampling.model_copy(update={"temperature": arm.temperature})
     heated = settings.model_copy(update={"sampling": sampling})
     model = recipe.model.model_copy(update={"path": arm.path, "scratch": None})
-    backbone = Backbone.load(arm.path, settings=model, device=start_process(recipe.run))
+    revision = recipe.model.revision if arm.path == recipe.model.path else None
+    backbone = Backbone.load(arm.path, revision=revision, settings=model, device=start_process(recipe.run))
     own = account if place == 0 else Account()  # every arm reads the same prompts: they count once
     return {
         prompt_key(each.prompt.prompt): (each.prompt.prompt, each.texts, each.ended)

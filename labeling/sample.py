@@ -58,7 +58,12 @@ def make_demonstrations(recipe: Recipe, settings: DemonstrationsSettings, stage:
             where="labeling.demonstrations",
             fix="Give a pretrained model (`model.path=...`), or write the demonstrations yourself.",
         )
-    backbone = Backbone.load(recipe.model.path, settings=recipe.model, device=start_process(recipe.run))
+    backbone = Backbone.load(
+        recipe.model.path,
+        revision=recipe.model.revision,
+        settings=recipe.model,
+        device=start_process(recipe.run),
+    )
     step, account = "labeling.demonstrations", Account()
     records: list[Demonstration] = []
     for drawn in draw(backbone, recipe, settings, account, num_texts=1, noise=DEMONSTRATION_NOISE, step=step):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from labeling.__main__ import main
 from labeling.config import SamplesSettings
 from labeling.sample import Drawn, draw, first_sentences
 from rlhf.accounts import Account
@@ -79,3 +80,24 @@ def test_a_prompt_without_room_is_an_error_or_is_counted(tmp_path: Path) -> None
     assert [each.prompt.prompt for each in kept] == ["w1"]
     with pytest.raises(UserError, match="no prompt leaves room"):
         drawn(tmp_path, prompts[1:], length={"max_tokens": 20, "over_length": "drop"})
+
+
+def test_demonstrations_come_from_the_revision_that_the_recipe_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def load(path: str, *, revision: str | None, **_: object) -> None:
+        asked.append((path, revision))
+        raise UserError("no hub answers")
+
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "once"}\n')
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"run: {{folder: {tmp_path}}}\nmodel: {{path: owner/name, revision: v1}}\n"
+        f"labeling: {{demonstrations: {{prompts: [{{path: {tmp_path}/prompts.jsonl}}]}}}}\n"
+    )
+    monkeypatch.setattr("rlhf.backbone.Backbone.load", load)
+    with pytest.raises(UserError, match="no hub answers"):
+        main(["demonstrations", "--config", str(recipe)])
+    assert asked == [("owner/name", "v1")]
