@@ -436,6 +436,7 @@ class RankingScreen(Screen[None], inherit_bindings=False):
         more = self._prompt.rows_below
         whole = self.has_class("-whole-prompt")
         right = " p: back to the answers " if whole else f" {more} more rows: p " if more else ""
+        right = right if number == self._prompt.first_visible else ""
         title = " Nothing to do " if self._nothing is not None else f" {PANES[number]} "
         return Strip(fill([Segment("──", DIM), Segment(title, BOLD)], right, width, "─"))
 

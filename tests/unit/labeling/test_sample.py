@@ -32,7 +32,9 @@ def test_a_text_is_cut_where_its_last_sentence_ends(text: str, num: int, expecte
     assert first_sentences(text, num) == expected
 
 
-def drawn(folder: Path, prompts: list[str], *, num_texts: int = 3, **settings: object) -> list[Drawn]:
+def drawn(
+    folder: Path, prompts: list[str], *, num_texts: int = 3, num_devices: int = 1, **settings: object
+) -> list[Drawn]:
     path = folder / "prompts.jsonl"
     path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     recipe = Recipe(
@@ -44,9 +46,8 @@ def drawn(folder: Path, prompts: list[str], *, num_texts: int = 3, **settings: o
     )
     values = {"sampling": SamplingSettings(max_response_tokens=8, batch_size=4), **settings}
     samples = SamplesSettings.model_validate({"prompts": [SourceSettings(path=str(path))], **values})
-    found = draw(
-        small_backbone(), recipe, samples, Account(), num_texts=num_texts, noise=7, step="labeling.samples"
-    )
+    models = [small_backbone() for _ in range(num_devices)]
+    found = draw(models, recipe, samples, Account(), num_texts=num_texts, noise=7, step="labeling.samples")
     return list(found)
 
 
@@ -70,6 +71,11 @@ def test_a_prompts_texts_depend_on_no_other_prompt(tmp_path: Path) -> None:
 def test_more_texts_of_a_prompt_begin_with_the_same_ones(tmp_path: Path) -> None:
     [few], [many] = (drawn(tmp_path, PROMPTS[:1], num_texts=num) for num in (2, 5))
     assert few.texts == many.texts[:2]
+
+
+def test_several_devices_share_the_prompts_and_write_the_same_texts(tmp_path: Path) -> None:
+    prompts = [f"w{n} w{n + 1}" for n in range(40)]
+    assert drawn(tmp_path, prompts, num_devices=3) == drawn(tmp_path, prompts)
 
 
 def test_a_prompt_without_room_is_an_error_or_is_counted(tmp_path: Path) -> None:
