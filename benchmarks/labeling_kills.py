@@ -63,9 +63,9 @@ def _kill(project: Project, location: str, options: argparse.Namespace, folder: 
     running = [_started(location, f"labeler {n}", folder, 0) for n in range(options.labelers)]
     for number in range(1, options.kills + 1):
         name, worker, log = running.pop(rng.randrange(len(running)))
-        _add_work(project)
         while worker.poll() is None and not (log.exists() and log.stat().st_size):
             time.sleep(0.01)  # it is still starting
+            _add_work(project)
         time.sleep(rng.uniform(0.0, LONGEST_LIFE_SECONDS))
         assert worker.poll() is None, "a labeler ended before it was killed"
         worker.kill()
