@@ -1,5 +1,7 @@
 """The labeler's screen in a pseudo-terminal: start to first item, and each key to the last byte drawn.
 
+Beside the time on the clock stands the processor time of the program, which other work leaves alone.
+
 python -m benchmarks.labeling_screen [--items 100000] [--keys 200] [--size 80x24 --size 160x50]
 """
 
@@ -23,6 +25,8 @@ from labeling.policy import Policy
 from labeling.project import NewItem, Project
 from rlhf.errors import run_command
 
+Taken = tuple[float, float]
+"""Milliseconds by the clock, and of the processor."""
 ROOT = Path(__file__).resolve().parents[1]
 NUM_LONG = 150
 NUM_COMPLETIONS, NUM_CHARACTERS = 9, 4000
@@ -62,15 +66,16 @@ def main(argv: Sequence[str]) -> int:
 def _report(folder: str, size: str, *, num_keys: int) -> None:
     """Measure at one size, and print."""
     starts = [_session(folder, size, num_keys=0)[0] for _ in range(3)]
-    _, milliseconds = _session(folder, size, num_keys=num_keys)
+    _, taken = _session(folder, size, num_keys=num_keys)
     print(f"{size}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores:")
     print(f"  start to first item: {', '.join(f'{s:.2f}' for s in starts)} s")
-    every = [value for values in milliseconds.values() for value in values]
-    for name, values in {**milliseconds, "all": every}.items():
-        median, p95 = quantile(values, 0.5), quantile(values, 0.95)
+    every = [key for keys in taken.values() for key in keys]
+    for name, keys in {**taken, "all": every}.items():
+        clock, processor = [key[0] for key in keys], [key[1] for key in keys]
         print(
-            f"  {name:7} {len(values):4} keys: median {median:5.1f} ms, p95 {p95:5.1f} ms, "
-            f"max {max(values):5.1f} ms"
+            f"  {name:7} {len(keys):4} keys: median {quantile(clock, 0.5):5.1f} ms, "
+            f"p95 {quantile(clock, 0.95):5.1f} ms; processor: median {quantile(processor, 0.5):4.1f} ms, "
+            f"p95 {quantile(processor, 0.95):4.1f} ms"
         )
 
 
@@ -83,8 +88,8 @@ def _items(number: int) -> Iterator[Item]:
         yield Item(prompt=f"question {n}", completions=tuple(letters))
 
 
-def _session(folder: str, size: str, *, num_keys: int) -> tuple[float, dict[str, list[float]]]:
-    """Seconds to the first item, and milliseconds of each key."""
+def _session(folder: str, size: str, *, num_keys: int) -> tuple[float, dict[str, list[Taken]]]:
+    """Seconds to the first item, and what each key took."""
     columns, rows = (int(number) for number in size.split("x"))
     started = time.perf_counter()
     process, terminal = pty.fork()
@@ -97,7 +102,7 @@ def _session(folder: str, size: str, *, num_keys: int) -> tuple[float, dict[str,
         _until(terminal, b"Answer 1")
         seconds = time.perf_counter() - started
         _frame(terminal)
-        found = _press(terminal, num_keys)
+        found = _press(process, terminal, num_keys)
     finally:
         os.write(terminal, b"q")
         _until(terminal, b"\x1b[?1049l")
@@ -106,29 +111,32 @@ def _session(folder: str, size: str, *, num_keys: int) -> tuple[float, dict[str,
     return seconds, found
 
 
-def _press(terminal: int, number: int) -> dict[str, list[float]]:
+def _press(process: int, terminal: int, number: int) -> dict[str, list[Taken]]:
     rng = random.Random(1)
-    found: dict[str, list[float]] = {name: [] for name in (*KEYS, "submit")}
+    found: dict[str, list[Taken]] = {name: [] for name in (*KEYS, "submit")}
+
+    def press(name: str, key: bytes) -> None:
+        before, pressed = _processor_milliseconds(process), time.perf_counter()
+        os.write(terminal, key)
+        last = _frame(terminal)
+        if last is not None:  # otherwise the key changed nothing
+            found[name].append((1000 * (last - pressed), _processor_milliseconds(process) - before))
+
     for n in range(number):
         name = rng.choice(list(KEYS))
-        taken = _key(terminal, rng.choice(KEYS[name]))
-        if taken is not None:
-            found[name].append(taken)
+        press(name, rng.choice(KEYS[name]))
         if n % KEYS_AN_ITEM == KEYS_AN_ITEM - 1:
             for _ in range(NUM_COMPLETIONS):
-                _key(terminal, b"1")
-            taken = _key(terminal, b"\r")
-            if taken is not None:
-                found["submit"].append(taken)
-    return {name: values for name, values in found.items() if values}
+                os.write(terminal, b"1")
+                _frame(terminal)
+            press("submit", b"\r")
+    return {name: taken for name, taken in found.items() if taken}
 
 
-def _key(terminal: int, key: bytes) -> float | None:
-    """Milliseconds from the key to the last byte that it draws; None if it changes nothing."""
-    pressed = time.perf_counter()
-    os.write(terminal, key)
-    last = _frame(terminal)
-    return None if last is None else 1000 * (last - pressed)
+def _processor_milliseconds(process: int) -> float:
+    """Processor time of all threads so far."""
+    threads = Path(f"/proc/{process}/task").glob("*/schedstat")
+    return sum(int(path.read_text().split()[0]) for path in threads) / 1e6
 
 
 def _frame(terminal: int) -> float | None:

@@ -83,7 +83,7 @@ def test_every_label_is_shown_as_it_was_given_and_nobodys_name(project: Project)
             ranks = " ".join(
                 f"{name}:{label.ranks[0]}" for name, label in zip("AB", task.labels, strict=True)
             )
-            assert f"no rank {ranks}" in screen.text
+            assert f"no rank · {ranks}" in screen.text
             await screen.press("p")
             assert "says so" in screen.text
             assert "agreement 0.00" in screen.text
