@@ -5,6 +5,9 @@
 ##   RUN      the run's name: its folder is runs/RUN [the recipe's]
 ##   SEED     the seed of every random choice [the recipe's]
 ##   MODEL    the model to start from: a folder or a hub id [the recipe's]
+##   PROJECT  the labeling project of `make label`: a folder or a database's URL [labels]
+##   LABELER  who is at work in `make label` [your login name]
+##   PORT     where `make serve` listens, on this machine alone [8000]
 ##   SET      more settings, as shell words: SET="ppo.kl.coefficient=0.1 run.device=cpu"
 ##   GPUS     GPUs that `make plan` plans for [this machine's own device]
 ##   ZERO     the ZeRO stage that `make plan` plans for, 0 to 3 [0]
@@ -21,6 +24,9 @@ CONFIG = configs/tiny/recipe.yaml
 RUN =
 SEED =
 MODEL =
+PROJECT = labels
+LABELER = $(shell id -un)
+PORT = 8000
 SET =
 GPUS =
 ZERO =
@@ -34,7 +40,7 @@ VENV ?= .venv
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help install plan sft reward ppo chat demonstrations samples rankings stories hh clean-run
+.PHONY: help install plan sft reward ppo chat demonstrations samples rankings label serve stories hh clean-run
 .PHONY: check lint types test format bench bench-learning bench-gpu
 # Goals run one after the other in the order given, also under -j: each needs what the one before published.
 .NOTPARALLEL:
@@ -87,6 +93,12 @@ samples: install ## sample completions from the SFT model, to be ranked
 
 rankings: install ## rank those samples with the recipe's scorer
 	$(python) -m labeling rankings $(recipe) $(clean)
+
+label: install ## rank completions by hand: the labeler's screen (give PROJECT and LABELER)
+	$(python) -m labeling rank --project $(call quoted,$(PROJECT)) --labeler $(call quoted,$(LABELER))
+
+serve: install ## the same screen in browsers (give PROJECT; a token for each labeler: docs/labeling.md)
+	$(python) -m labeling serve --project $(call quoted,$(PROJECT)) --port $(call quoted,$(PORT))
 
 stories: CONFIG = configs/stories/recipe.yaml
 stories: demonstrations sft samples rankings reward ppo ## the whole loop on story openings (give MODEL)

@@ -1,13 +1,14 @@
-"""`python -m labeling <command>`: make demonstrations, samples or rankings for a recipe."""
+"""`python -m labeling <command>`: demonstrations, samples, rankings by a script, rankings by people."""
 
 import argparse
 import dataclasses
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
+from labeling import commands
 from labeling.config import DemonstrationsSettings, LabelingSettings, RankingsSettings, SamplesSettings
 from rlhf.artifacts import StageRun, require, sha256_file
 from rlhf.command import Sections, add_clean, command_parser, load
@@ -16,23 +17,28 @@ from rlhf.errors import UserError, run_command
 from rlhf.scorers import scorer_fingerprint
 from rlhf.sources import source_fingerprints
 
-COMMANDS = {
+RECIPE_COMMANDS = {
     "demonstrations": "continuations by the base model, cut after a sentence, for `make sft`",
     "samples": "completions by the SFT model, to be ranked",
     "rankings": "ranks of those samples by a scripted labeler, for `make reward`",
 }
+COMMANDS = {**RECIPE_COMMANDS, **{name: command.summary for name, command in commands.COMMANDS.items()}}
 GROUPS: Sections = {
     "demonstrations": DemonstrationsSettings,
     "samples": SamplesSettings,
     "rankings": RankingsSettings,
 }
-USAGE = "python -m labeling COMMAND [-h] --config FILE [--clean] [key.sub=value ...]"
+USAGE = """\
+usage: python -m labeling COMMAND [-h] --config FILE [--clean] [key.sub=value ...]
+       python -m labeling COMMAND [-h] --project WHERE [options]"""
 
 Group = TypeVar("Group", bound=Settings)
 
 
 def main(argv: Sequence[str]) -> int:
     command, rest = (argv[0], argv[1:]) if argv and not argv[0].startswith("-") else ("", argv)
+    if command in commands.COMMANDS:
+        return commands.run(command, rest)
     if command in COMMANDS:
         arguments = _parser(command).parse_intermixed_args(rest)
         return _RUN[command](load(arguments), clean=arguments.clean)
@@ -49,9 +55,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _help() -> str:
     """What there is to choose from; each command's own help lists its settings."""
-    commands = "\n".join(f"  {name:15} {text}" for name, text in COMMANDS.items())
+
+    def listed(names: Iterable[str]) -> str:
+        return "\n".join(f"  {name:15} {COMMANDS[name]}" for name in names)
+
     return (
-        f"usage: {USAGE}\n\nLabels for the other stages.\n\ncommands:\n{commands}\n\n"
+        f"{USAGE}\n\nLabels for the other stages.\n\n"
+        f"commands that take a recipe:\n{listed(RECIPE_COMMANDS)}\n\n"
+        f"commands of a labeling project (docs/labeling.md):\n{listed(commands.COMMANDS)}\n\n"
         "The options and settings of one of them: python -m labeling COMMAND --help"
     )
 
@@ -65,7 +76,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
             used["model"] = ModelSettings
         return used
 
-    text = COMMANDS[command]
+    text = RECIPE_COMMANDS[command]
     parser = command_parser(f"labeling {command}", f"{text[0].upper()}{text[1:]}.", sections)
     add_clean(parser)
     return parser

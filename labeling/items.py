@@ -2,9 +2,11 @@
 
     {"prompt": "…", "completions": ["…", "…"], "ended": [true, false], "model": "<sha256>"}
 
-`ended` and `model` may be missing in a file that comes from elsewhere.
+`ended` and `model` may be missing in a file that comes from elsewhere. Where completions of several models
+stand together, `models` has a name for each instead of `model`. Labelers never see either.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from typing import Any
 
 from rlhf.errors import UserError
 from rlhf.fields import Fields
-from rlhf.records import Prompt, Turns, to_json
+from rlhf.records import Prompt, Turns, prompt_key, to_json
 from rlhf.rows import file_rows, parse_json
 
 
@@ -22,7 +24,7 @@ class Item:
     """K >= 2 completions of one prompt.
 
     Raises:
-        UserError: fewer than two completions, or `ended` does not fit them.
+        UserError: fewer than two completions, or `ended` or `models` does not fit them.
     """
 
     prompt: str | Turns
@@ -31,6 +33,8 @@ class Item:
     """Whether each completion ended by itself and not at the longest response."""
     model: str | None = None
     """Hash of the model that wrote them."""
+    models: tuple[str, ...] | None = None
+    """The model that wrote each completion, where there are several."""
 
     def __post_init__(self) -> None:
         if len(self.completions) < 2:
@@ -43,6 +47,24 @@ class Item:
                 f"`ended` has {len(self.ended)} values for {len(self.completions)} completions",
                 fix="Give one true or false for each completion, or leave `ended` out.",
             )
+        if self.models is not None and len(self.models) != len(self.completions):
+            raise UserError(
+                f"`models` has {len(self.models)} names for {len(self.completions)} completions",
+                fix="Name a model for each completion, or leave `models` out.",
+            )
+
+    @property
+    def key(self) -> str:
+        """SHA-256 of prompt and completions: equal for equal items and only for them."""
+        content = prompt_key(self.prompt) + "\n" + json.dumps(self.completions)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    @property
+    def writers(self) -> tuple[str, ...] | None:
+        """The model that wrote each completion, as far as it is known."""
+        if self.models is not None or self.model is None:
+            return self.models
+        return (self.model,) * len(self.completions)
 
 
 def write_items(path: Path, items: Iterable[Item]) -> None:
@@ -55,6 +77,8 @@ def write_items(path: Path, items: Iterable[Item]) -> None:
                 row["ended"] = list(item.ended)
             if item.model is not None:
                 row["model"] = item.model
+            if item.models is not None:
+                row["models"] = list(item.models)
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -83,9 +107,15 @@ def _item(row: Any) -> Item:
     ended = row.get("ended")
     if ended is not None and not (isinstance(ended, list) and all(isinstance(end, bool) for end in ended)):
         raise UserError("`ended` is not a list of true and false", fix=fix)
+    models = row.get("models")
+    if models is not None and not (
+        isinstance(models, list) and all(isinstance(model, str) for model in models)
+    ):
+        raise UserError("`models` is not a list of names", fix=fix)
     return Item(
         prompt=fields.prompt(),
         completions=fields.completions(),
         ended=None if ended is None else tuple(ended),
         model=fields.text("model") if row.get("model") is not None else None,
+        models=None if models is None else tuple(models),
     )

@@ -15,6 +15,7 @@ from typing import Any
 
 from rlhf.config import SourceSettings
 from rlhf.errors import UserError
+from rlhf.exports import exported_records, is_manifest
 from rlhf.hub import check_hub
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
@@ -25,15 +26,17 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def local_file(source: SourceSettings, run_folder: Path) -> Path | None:
-    """The file that `source` names, or None for a hub data set.
+    """The file that `source` names, or whose export's manifest it names; None for a hub data set.
 
     Raises:
-        UserError: it is a folder, of an unknown format, or missing.
+        UserError: it is a folder, of an unknown format, or missing; or it has changed since its export.
     """
     path = Path(source.path.replace("{run}", str(run_folder)))
     fix = f"Give a file that ends in {', '.join(FORMATS)}, or a hub id owner/name."
     if path.is_dir():
         raise UserError("this is a folder, not a file", where=str(path), fix=fix)
+    if path.is_file() and is_manifest(path):
+        return exported_records(path)
     if path.is_file():
         if path.suffix.lower() in FORMATS:
             return path

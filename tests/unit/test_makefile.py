@@ -203,6 +203,15 @@ def test_a_plan_is_told_of_the_devices_and_the_recipe(checkout: Checkout) -> Non
     assert call[5:] == ["--gpus", "8", "--zero", "2", "--memory", "80", "--tokens", "1024"]
 
 
+def test_label_says_which_project_and_who(checkout: Checkout) -> None:
+    [call] = checkout.calls("label", "VENV=none", "PROJECT=it's here", "LABELER=Ann B.")
+    assert call == ["-m", "labeling", "rank", "--project", "it's here", "--labeler", "Ann B."]
+    [call] = checkout.calls("label", "VENV=none")
+    assert call[:4] == ["-m", "labeling", "rank", "--project"]
+    assert call[5] == "--labeler"
+    assert call[6]
+
+
 def test_check_lints_before_it_tests(checkout: Checkout) -> None:
     assert [call[1] for call in checkout.calls("check", "VENV=none")] == ["ruff", "ruff", "mypy", "pytest"]
 

@@ -1,0 +1,1 @@
+"""The labeler's screen in a browser: one process for each page, behind a token for each labeler."""

@@ -1,0 +1,202 @@
+"""Labels that were made elsewhere, entered as events like any others; entering a file twice adds nothing."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import select
+
+from labeling.harmless import labeler_name
+from labeling.items import Item
+from labeling.judgements import Judgement, dumps
+from labeling.ledger import Event, record, work_of
+from labeling.project import NewItem, Project, add_items, enter_labeler
+from labeling.tables import events, items
+from rlhf.config import SourceSettings
+from rlhf.errors import UserError
+from rlhf.fields import UnusableRowError
+from rlhf.records import Prompt, Rank, Ranking
+from rlhf.rows import COLUMNAR, file_rows, parse_json
+from rlhf.shapes import PROMPTS, Plan
+from rlhf.sources import read_rankings
+
+FIRST_BETTER, TIED, SECOND_BETTER = (1, 2), (1, 1), (2, 1)
+
+
+@dataclass(frozen=True)
+class ForeignLabel:
+    """One labeler's ranks of an item, from a file."""
+
+    item: Item
+    labeler: str
+    ranks: tuple[Rank, ...]
+    where: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.item.key, self.labeler
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of a file."""
+
+    items: int
+    """Items that are new to the project."""
+    labels: int
+    """Labels that are new to it."""
+    repeated: int
+    """Labels that had been entered before."""
+    replaced: int
+    """New labels that took the place of the same labeler's earlier one."""
+
+
+@dataclass(frozen=True)
+class JudgeColumns:
+    """Where a table of pairs keeps its texts and several people's judgements of them."""
+
+    prompt: str
+    """A template with `{column}` place-holders."""
+    first: str
+    second: str
+    judges: tuple[str, ...]
+    """Columns of judgements, one for each labeler, who is named after it."""
+    codes: tuple[str, str, str]
+    """What stands there for: first better, tie, second better."""
+
+
+def ranking_labels(source: SourceSettings, *, labeler: str) -> list[ForeignLabel]:
+    """The rankings and pairs of a source; `labeler` is who labelled what names no annotator.
+
+    Raises:
+        UserError: a malformed record, or comparisons that are no ranking.
+    """
+    records, _ = read_rankings([source], seed=0, run_folder=Path())
+    return [
+        ForeignLabel(
+            item=Item(prompt=ranking.prompt, completions=ranking.completions),
+            labeler=_name(ranking.annotator or labeler, ranking.where),
+            ranks=_ranks(ranking),
+            where=ranking.where,
+        )
+        for ranking in records
+    ]
+
+
+def judged_pairs(path: Path, columns: JudgeColumns) -> list[ForeignLabel]:
+    """The judgements of a JSON, JSONL or CSV file in which every row is a pair with several labels.
+
+    Raises:
+        UserError: a missing column, or a judgement that is none of the codes.
+    """
+    if not path.is_file():
+        raise UserError("there is no such file", where=str(path), fix="Name a .json, .jsonl or .csv file.")
+    found: list[ForeignLabel] = []
+    source = SourceSettings(path=str(path), templates={"prompt": columns.prompt})
+    plan = Plan(PROMPTS, source, columnar=path.suffix.lower() in COLUMNAR)
+    for where, raw in file_rows(path):
+        try:
+            row = parse_json(raw) if isinstance(raw, bytes) else raw
+            found += _judgements(row, plan, columns, f"{path}, {where}")
+        except UnusableRowError as unusable:
+            raise UserError(unusable.reason, where=f"{path}, {where}", fix="Remove the row.") from None
+        except UserError as error:
+            raise UserError(error.what, where=f"{path}, {where}", fix=error.fix) from None
+    return found
+
+
+def enter(project: Project, labels: Sequence[ForeignLabel]) -> Imported:
+    """Add items that are new, and the labels, all or none.
+
+    If a labeler has labelled an equal item n times in `labels`, these are n items.
+    """
+    times: Counter[tuple[str, str]] = Counter()
+    new_items = []
+    for label in labels:
+        times[label.key] += 1
+        new_items.append(NewItem(label.item, copy=times[label.key], where=label.where))
+    with project.database.write() as transaction:
+        num_items = add_items(transaction, new_items)
+        new = repeated = replaced = 0
+        names = dict.fromkeys(label.labeler for label in labels)
+        numbers = {name: enter_labeler(transaction, name) for name in names}
+        for label, key in zip(labels, [item.key for item in new_items], strict=True):
+            act = f"import:{hashlib.sha256(dumps([key, label.labeler, label.ranks]).encode()).hexdigest()}"
+            same = select(events.c.id).where(events.c.submission == act)
+            if transaction.connection.execute(same).scalar() is not None:
+                repeated += 1
+                continue
+            item_id = transaction.connection.execute(
+                select(items.c.id).where(items.c.key == key)
+            ).scalar_one()
+            before = work_of(transaction, item_id, numbers[label.labeler])
+            replaced += before is not None and before["state"] == "submitted"
+            judgement = Judgement(label.ranks).checked(len(label.ranks), project.policy)
+            record(
+                transaction,
+                Event(
+                    kind="submitted",
+                    item_id=item_id,
+                    labeler_id=numbers[label.labeler],
+                    submission=act,
+                    shown=tuple(range(len(label.ranks))),
+                    data={"judgement": judgement.to_json(), "late": False, "source": label.where},
+                ),
+            )
+            new += 1
+    return Imported(num_items, new, repeated, replaced)
+
+
+def _ranks(ranking: Ranking) -> tuple[Rank, ...]:
+    if ranking.ranks is not None:
+        return _dense(ranking.ranks)
+    assert ranking.comparisons is not None
+    if len(ranking.completions) == 2 and len(ranking.comparisons) == 1:
+        first, _, probability = ranking.comparisons[0]
+        better = first if probability > 0.5 else 1 - first
+        if probability == 0.5:
+            return TIED
+        return FIRST_BETTER if better == 0 else SECOND_BETTER
+    raise UserError(
+        "comparisons of more than one pair are no ranking",
+        where=ranking.where,
+        fix="Give `ranks`, or one pair of completions with its comparison.",
+    )
+
+
+def _dense(ranks: Iterable[Rank]) -> tuple[Rank, ...]:
+    """Ranks from 1 without gaps, as any whole numbers may stand in a file."""
+    ranks = list(ranks)
+    values = sorted({rank for rank in ranks if isinstance(rank, int)})
+    return tuple(values.index(rank) + 1 if isinstance(rank, int) else rank for rank in ranks)
+
+
+def _judgements(row: Any, plan: Plan[Prompt], columns: JudgeColumns, where: str) -> list[ForeignLabel]:
+    if not isinstance(row, dict):
+        raise UserError("the record is not an object", fix="Write one object a line.")
+    missing = [name for name in (columns.first, columns.second, *columns.judges) if name not in row]
+    if missing:
+        raise UserError(f"there is no column `{missing[0]}`", fix=f"Columns here: {', '.join(row)}.")
+    item = Item(
+        prompt=plan.record(row).prompt, completions=(str(row[columns.first]), str(row[columns.second]))
+    )
+    meaning = dict(zip(columns.codes, (FIRST_BETTER, TIED, SECOND_BETTER), strict=True))
+    found = []
+    for judge in columns.judges:
+        code = str(row[judge])
+        if code not in meaning:
+            raise UserError(
+                f"`{judge}` is {code!r}", fix=f"Judgements are {', '.join(columns.codes)} (--codes)."
+            )
+        found.append(ForeignLabel(item, _name(judge, where), meaning[code], where))
+    return found
+
+
+def _name(name: str, where: str) -> str:
+    try:
+        return labeler_name(name)
+    except UserError as error:
+        raise UserError(error.what, where=where, fix=error.fix) from None

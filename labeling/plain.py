@@ -1,0 +1,174 @@
+"""Ranking line by line: for dumb terminals, screen readers and scripts.
+
+One line is one command. Nothing is ever written over, no colour, no control characters. What has been
+understood is saved at once, so that a line lost is all that a broken connection can cost.
+"""
+
+import textwrap
+from collections.abc import Iterator
+from typing import TextIO
+
+from labeling.assignment import NoTask
+from labeling.harmless import harmless, harmless_line
+from labeling.judgements import Judgement, Task
+from labeling.session import new_submission
+from labeling.testimony import testimony
+from labeling.workplace import Standing, Workplace
+from rlhf.chat import prompt_text
+from rlhf.errors import UserError
+from rlhf.records import FAILED, Rank
+
+COMMANDS = """\
+  2 1 F 3        a rank for each answer, in their order; 1 is best, equal ranks tie, F is failed; submits
+  score 5 7 1 6  quality from 1 to 7 of each answer (if the project has scores), before the ranks
+  note TEXT      a note on this item, before the ranks
+  flag TEXT      something is wrong with this item
+  skip TEXT      hand the item back, with a reason
+  undo           take back the last submission or skip
+  show           show the item again
+  ?              the instructions and this list
+  quit           stop; the next session goes on here
+"""
+WIDTH = 78
+MAX_DIGITS = 3
+
+
+class PlainScreen:
+    """Reads commands from `source` and answers on `sink` until there is nothing left, or `quit`."""
+
+    def __init__(self, session: Workplace, source: TextIO, sink: TextIO) -> None:
+        self._session, self._source, self._sink = session, source, sink
+        self._draft = Judgement.empty(0)
+
+    def run(self) -> None:
+        """Work until the input ends or the labeler quits."""
+        self._say(f"{self._session.labeler}: ? explains, quit stops.")
+        task = self._session.next()
+        while not isinstance(task, NoTask):
+            self._show(task)
+            following = self._on_one(task)
+            if following is None:
+                return
+            task = following
+        self._say(task.message)
+
+    def _on_one(self, task: Task) -> Task | NoTask | None:
+        """Work on one item; returns the next, or None to stop."""
+        self._draft = task.draft
+        for line in self._lines():
+            word, _, rest = line.partition(" ")
+            try:
+                if word in ("quit", "q"):
+                    return None
+                if word == "undo":
+                    back = self._session.undo()
+                    if back is not None:
+                        return back
+                    self._say("There is nothing to undo.")
+                elif word == "skip":
+                    self._session.skip(task, rest)
+                    return self._session.next()
+                elif word[:1].isdigit() or word in ("F", "f"):
+                    self._submit(task, line)
+                    return self._session.next()
+                else:
+                    self._lesser(task, word, rest)
+            except UserError as error:
+                self._say(f"{error.what}. {error.fix or ''}".rstrip())
+        return None
+
+    def _lesser(self, task: Task, word: str, rest: str) -> None:
+        """Commands after which the item stays."""
+        draft = self._draft
+        if word == "flag":
+            self._session.flag(task, rest)
+            self._say("Flagged.")
+        elif word == "note":
+            self._keep(task, Judgement(draft.ranks, draft.scores, rest.strip()))
+        elif word == "score":
+            self._keep(task, Judgement(draft.ranks, _scores(rest), draft.note))
+        elif word == "show":
+            self._show(task)
+        elif word in ("?", "help"):
+            self._say(harmless(self._session.project.instructions))
+            self._say(COMMANDS)
+        else:
+            self._say(f"There is no command {harmless_line(word)[:20]}; ? lists them.")
+
+    def _keep(self, task: Task, draft: Judgement) -> None:
+        self._session.save(task, draft)
+        self._draft = draft
+        self._say("Noted.")
+
+    def _submit(self, task: Task, line: str) -> None:
+        judgement = Judgement(parse_ranks(line), self._draft.scores, self._draft.note)
+        judgement.final(len(task.completions), self._session.policy)
+        self._session.save(task, judgement)
+        receipt = self._session.submit(task, judgement, submission=new_submission())
+        self._say("Submitted late, and counted." if receipt.late else "Submitted.")
+        self._draft = Judgement.empty(0)
+
+    def _show(self, task: Task) -> None:
+        self._say("")
+        self._say(_standing(self._session.standing()))
+        self._say("PROMPT")
+        self._block(prompt_text(task.prompt))
+        for number, completion in enumerate(task.completions, start=1):
+            self._say(f"ANSWER {number} of {len(task.completions)}")
+            self._block(completion)
+        for text in testimony(task):
+            self._say("LABELS")
+            self._block(text)
+        if any(rank is not None for rank in task.draft.ranks):
+            entered = " ".join("-" if rank is None else str(rank) for rank in task.draft.ranks)
+            self._say(f"Entered so far: {entered}")
+        if task.draft.note:
+            self._say(f"Note: {harmless_line(task.draft.note)}")
+        self._say("Ranks?")
+
+    def _block(self, text: str) -> None:
+        for line in harmless(text).split("\n"):
+            for part in textwrap.wrap(line, WIDTH, replace_whitespace=False) or [""]:
+                self._say(f"  {part}".rstrip())
+
+    def _say(self, text: str) -> None:
+        self._sink.write(text.encode(self._encoding, "backslashreplace").decode(self._encoding) + "\n")
+        self._sink.flush()
+
+    @property
+    def _encoding(self) -> str:
+        return self._sink.encoding or "utf-8"
+
+    def _lines(self) -> Iterator[str]:
+        for line in self._source:
+            if line.strip():
+                yield line.strip()
+
+
+def _standing(standing: Standing) -> str:
+    pace = f", {standing.pace}" if standing.pace else ""
+    return f"--- {standing.submitted} submitted by you{pace}; {standing.progress}"
+
+
+def parse_ranks(line: str) -> tuple[Rank, ...]:
+    """Ranks as people type them: `1 2 F`, `1,2,f`.
+
+    Raises:
+        UserError: something else stands there.
+    """
+    found: list[Rank] = []
+    for word in line.replace(",", " ").split():
+        if word in ("F", "f"):
+            found.append(FAILED)
+        elif word.isascii() and word.isdigit() and len(word) <= MAX_DIGITS:
+            found.append(int(word))
+        else:
+            raise UserError(f"{harmless_line(word)[:20]} is no rank", fix="Ranks are 1, 2, ... and F.")
+    return tuple(found)
+
+
+def _scores(text: str) -> tuple[int, ...]:
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isascii() and word.isdigit() and len(word) <= MAX_DIGITS for word in words):
+        raise UserError("scores are whole numbers from 1 to 7", fix="Give one for each answer.")
+    return tuple(int(word) for word in words)
