@@ -58,7 +58,9 @@ def make_demonstrations(recipe: Recipe, settings: DemonstrationsSettings, stage:
             where="labeling.demonstrations",
             fix="Give a pretrained model (`model.path=...`), or write the demonstrations yourself.",
         )
-    backbone = Backbone.load(recipe.model.path, settings=recipe.model, device=start_process(recipe.run))
+    backbone = Backbone.load(
+        recipe.model.path, settings=recipe.model, device=start_process(recipe.run).device
+    )
     step, account = "labeling.demonstrations", Account()
     records: list[Demonstration] = []
     for drawn in draw(backbone, recipe, settings, account, num_texts=1, noise=DEMONSTRATION_NOISE, step=step):
@@ -102,7 +104,7 @@ def make_samples(recipe: Recipe, settings: SamplesSettings, stage: StageRun) -> 
         UserError: the run has no SFT model, or a source cannot be read.
     """
     sft = require(recipe.run_folder, "sft")
-    backbone = Backbone.load(sft.path(), settings=recipe.model, device=start_process(recipe.run))
+    backbone = Backbone.load(sft.path(), settings=recipe.model, device=start_process(recipe.run).device)
     step, account, num_texts = "labeling.samples", Account(), settings.completions_per_prompt
     items = [
         Item(

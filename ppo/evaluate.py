@@ -9,6 +9,7 @@ from ppo.config import PPOSettings
 from ppo.models import RewardSource
 from ppo.rollout import PromptSet, Sampled, collect, final_scores, score_tokens
 from rlhf.backbone import REFERENCE, Backbone
+from rlhf.distributed import team, whole_weights
 from rlhf.evaluation import best_of_n_kl, distinct_n
 from rlhf.rollouts import from_lists
 from rlhf.scorers import Scorer
@@ -45,16 +46,19 @@ class Evaluator:
         """
         indices = [i for i in range(len(self.prompts)) for _ in range(samples_per_prompt)]
         keys = [(EVALUATION, i, s) for i in range(len(self.prompts)) for s in range(samples_per_prompt)]
-        sampled = collect(
-            self.backbone,
-            self.prompts.take(indices),
-            keys,
-            self.reward,
-            self.settings,
-            role=role,
-            seed=self.seed,
-        )
-        gold = self.gold(sampled.prompts, sampled.responses) if self.gold else None
+        with whole_weights(self.backbone):
+            sampled = collect(
+                self.backbone,
+                self.prompts.take(indices),
+                keys,
+                self.reward,
+                self.settings,
+                role=role,
+                seed=self.seed,
+            )
+        gold = None
+        if (scorer := self.gold) is not None:
+            gold = team().lead(lambda: scorer(sampled.prompts, sampled.responses))
         return Measurement(sampled, gold, self._figures(sampled, gold))
 
     def best_of_n(self) -> dict[int, dict[str, float]]:

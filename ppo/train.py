@@ -23,7 +23,7 @@ from rlhf import artifacts, checkpoints
 from rlhf.artifacts import StageRun, Writer
 from rlhf.backbone import REFERENCE, Backbone
 from rlhf.config import Recipe
-from rlhf.distributed import start_process
+from rlhf.distributed import start_process, team, whole_weights
 from rlhf.masked import masked_mean, masked_variance
 from rlhf.scorers import load_scorer
 from rlhf.tracking import Tracker, print_result, progress
@@ -34,9 +34,10 @@ class PPO:
 
     def __init__(self, recipe: Recipe, settings: PPOSettings) -> None:
         self.recipe, self.settings, self.seed = recipe, settings, recipe.run.seed
-        run, device = recipe.run_folder, start_process(recipe.run)
+        run = recipe.run_folder
+        start_process(recipe.run, max_grad_norm=settings.max_grad_norm, precision=recipe.model.precision)
         sft = artifacts.require(run, "sft")
-        self.backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=device)
+        self.backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=team().device)
         self.data: Prompts = load_prompts(self.backbone, settings, seed=self.seed, run_folder=run)
         self.reward = build_roles(
             self.backbone,
@@ -64,15 +65,19 @@ class PPO:
         started, iteration, settings = time.perf_counter(), self.next_iteration, self.settings
         indices, keys = schedule_prompts(len(self.data.train), iteration, settings, seed=self.seed)
         prompts = self.data.train.take(indices)
-        sampled = collect(self.backbone, prompts, keys, self.reward, settings, role=POLICY, seed=self.seed)
-        values_BT = score_values(self.backbone, sampled.rollouts, settings)
+        with whole_weights(self.backbone):
+            sampled = collect(
+                self.backbone, prompts, keys, self.reward, settings, role=POLICY, seed=self.seed
+            )
+            values_BT = score_values(self.backbone, sampled.own, settings)
+        values_BT = team().merge_rows(values_BT, len(prompts))
         batch, raw_advantages_BT = experience(
             sampled, values_BT, settings, kl_coefficient=self.kl_coefficient
         )
         updates = self.updater.update(batch, iteration=iteration)
         figures = describe(sampled, values_BT, batch.returns_BT, raw_advantages_BT, settings) | updates
         figures["kl_coefficient"] = self.kl_coefficient
-        figures["policy_learning_rate"] = self.updater.optimizer.param_groups[0]["lr"]
+        figures["policy_learning_rate"] = self.updater.optimization.rate
         self._adapt_kl(figures["kl_nats_per_response"], len(sampled.rollouts))
         self.next_iteration += 1
         self._show_samples(sampled, tracker)
@@ -93,20 +98,16 @@ class PPO:
 
     def save(self, stage: StageRun) -> None:
         """Write a complete checkpoint of the run as it stands."""
-        tensors = {f"weights.{key}": parameter.detach() for key, parameter in self.updater.named.items()}
-        tensors |= checkpoints.optimizer_tensors(self.updater.optimizer, self.updater.named)
+        tensors = self.updater.optimization.tensors()
         state = {"kl_coefficient": self.kl_coefficient, **self.updater.guard.state()}
-        checkpoints.save(stage.folder, self.next_iteration, tensors, state, keep=2)
+        team().lead(lambda: checkpoints.save(stage.folder, self.next_iteration, tensors, state, keep=2))
 
     def restore(self, stage: StageRun) -> bool:
         """Go on from the newest good checkpoint, if there is one."""
         found = checkpoints.latest(stage.folder)
         if found is None:
             return False
-        with torch.no_grad():
-            for key, parameter in self.updater.named.items():
-                parameter.copy_(found.tensors[f"weights.{key}"])
-        checkpoints.restore_optimizer(self.updater.optimizer, self.updater.named, found.tensors)
+        self.updater.optimization.restore(found.tensors)
         self.kl_coefficient = found.state["kl_coefficient"]
         self.updater.guard.restore(found.state)
         self.next_iteration = found.step

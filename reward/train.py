@@ -26,9 +26,10 @@ OverLength = Literal["error", "drop", "truncate_left"]
 
 def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
     """Train, measure, normalize and publish; goes on from the newest checkpoint of a half-finished stage."""
-    run, seed, device = recipe.run_folder, recipe.run.seed, start_process(recipe.run)
+    run, seed = recipe.run_folder, recipe.run.seed
+    ours = start_process(recipe.run, max_grad_norm=settings.max_grad_norm, precision=recipe.model.precision)
     base_sha256 = base_identity(require(run, "sft"))
-    backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=device)
+    backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=ours.device)
     data = load_rankings(backbone, settings, seed=seed, run_folder=run)
     data.account.print("reward: rankings")
     check_samples(backbone, data, settings)

@@ -43,7 +43,7 @@ class Prepared:
 
 def train(recipe: Recipe, settings: SFTSettings, stage: StageRun) -> None:
     """Fine-tune, measure and publish; goes on from the newest checkpoint of a half-finished stage."""
-    device = start_process(recipe.run)
+    device = start_process(recipe.run).device
     prepared = prepare(recipe, settings)
     prepared.account.print("sft: demonstrations")
     checkpoint = newest_checkpoint(stage.folder / CHECKPOINTS) if stage.resuming else None

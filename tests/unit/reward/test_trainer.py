@@ -28,7 +28,7 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
     for _ in range(2):  # a fresh adapter has B = 0, and then no gradient reaches A
         trainer.step()
-    trainer.optimizer.zero_grad()
+    trainer.optimization.optimizer.zero_grad()
     trainer.accumulate(GROUPS[:12])
     return {
         name: parameter.grad.clone()
