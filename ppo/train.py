@@ -14,12 +14,13 @@ from torch import Tensor
 from ppo.config import PPOSettings
 from ppo.data import Prompts, load_prompts
 from ppo.evaluate import Evaluator, Measurement, merged_gap, side_by_side
+from ppo.keeper import Keeper
 from ppo.kl import adapt, k3
 from ppo.models import POLICY, build_roles
 from ppo.rollout import Sampled, collect, experience, final_scores, schedule_prompts, score_values
 from ppo.update import Updater
 from reward.model import base_identity
-from rlhf import artifacts, checkpoints
+from rlhf import artifacts, preemption
 from rlhf.artifacts import StageRun, Writer
 from rlhf.backbone import REFERENCE, Backbone
 from rlhf.config import Recipe
@@ -91,26 +92,10 @@ class PPO:
             every and self.next_iteration % every == 0
         )
 
-    def save(self, stage: StageRun) -> None:
-        """Write a complete checkpoint of the run as it stands."""
-        tensors = {f"weights.{key}": parameter.detach() for key, parameter in self.updater.named.items()}
-        tensors |= checkpoints.optimizer_tensors(self.updater.optimizer, self.updater.named)
-        state = {"kl_coefficient": self.kl_coefficient, **self.updater.guard.state()}
-        checkpoints.save(stage.folder, self.next_iteration, tensors, state, keep=2)
-
-    def restore(self, stage: StageRun) -> bool:
-        """Go on from the newest good checkpoint, if there is one."""
-        found = checkpoints.latest(stage.folder)
-        if found is None:
-            return False
-        with torch.no_grad():
-            for key, parameter in self.updater.named.items():
-                parameter.copy_(found.tensors[f"weights.{key}"])
-        checkpoints.restore_optimizer(self.updater.optimizer, self.updater.named, found.tensors)
-        self.kl_coefficient = found.state["kl_coefficient"]
-        self.updater.guard.restore(found.state)
-        self.next_iteration = found.step
-        return True
+    def saves_now(self) -> bool:
+        """Whether a checkpoint is due after the iteration that has just ended."""
+        done, settings = self.next_iteration, self.settings
+        return done == settings.num_iterations or done % settings.checkpoint_every_iterations == 0
 
     def _adapt_kl(self, kl: float, num_responses: int) -> None:
         target, horizon = self.settings.kl.target, self.settings.kl.horizon
@@ -135,25 +120,41 @@ class PPO:
 def train(recipe: Recipe, settings: PPOSettings, stage: StageRun) -> None:
     """Train, measure and publish; goes on from the newest checkpoint of a half-finished stage."""
     ppo = PPO(recipe, settings)
-    resumed = stage.resuming and ppo.restore(stage)
+    keeper = Keeper(ppo, stage)
+    resumed = stage.resuming and keeper.restore()
     ppo.data.account.print("ppo: prompts")
+    stage.drop_replaced()
     with Tracker(recipe, "ppo", stage.folder, resume_step=ppo.next_iteration if resumed else None) as tracker:
         before = ppo.evaluator.measure(REFERENCE)
-        if not resumed:
+        if resumed:
+            keeper.restore_rng()  # a scorer may have drawn random numbers just now
+        else:
             tracker.log({f"ppo/heldout_{name}": value for name, value in before.figures.items()}, step=0)
-        for _ in progress(range(ppo.next_iteration, settings.num_iterations), desc="ppo"):
-            figures = ppo.iterate(tracker)
-            if ppo.measures_now():
-                figures |= ppo.measure()[1]
-            tracker.log(figures, step=ppo.next_iteration)
-            if ppo.next_iteration % settings.checkpoint_every_iterations == 0:
-                ppo.save(stage)
-        finish(ppo, stage, tracker, before)
+            keeper.mark()
+        with keeper.saving_if_stopped():
+            run_iterations(ppo, keeper, tracker)
+            finish(ppo, keeper, stage, tracker, before)
 
 
-def finish(ppo: PPO, stage: StageRun, tracker: Tracker, before: Measurement) -> None:
+def run_iterations(ppo: PPO, keeper: Keeper, tracker: Tracker) -> None:
+    """All iterations that are left, with their measurements and checkpoints."""
+    for _ in progress(range(ppo.next_iteration, ppo.settings.num_iterations), desc="ppo"):
+        figures, is_best = ppo.iterate(tracker), False
+        if ppo.measures_now():
+            measured, named = ppo.measure()
+            figures, is_best = figures | named, keeper.judge(measured)
+        tracker.log(figures, step=ppo.next_iteration)
+        keeper.mark()
+        if is_best or ppo.saves_now():
+            keeper.save()
+        preemption.check()
+
+
+def finish(ppo: PPO, keeper: Keeper, stage: StageRun, tracker: Tracker, before: Measurement) -> None:
     """Compare with before and with best-of-n, publish the policy, and say what came out."""
-    settings, (after, _) = ppo.settings, ppo.measure()
+    settings = ppo.settings
+    published = keeper.choose_best() if settings.publish == "best" else ppo.next_iteration
+    after, _ = ppo.measure()
     best = ppo.evaluator.best_of_n()
     figures = summary(before, after, best, settings)
     columns, rows = side_by_side(before, after, settings.evaluation.num_table_rows)
@@ -164,6 +165,9 @@ def finish(ppo: PPO, stage: StageRun, tracker: Tracker, before: Measurement) -> 
         )
     }
     results = _table(before, after, best)
+    if settings.publish == "best":
+        figures["published_iteration"] = float(published)
+        results.append(("published", f"the policy of iteration {published}"))
     if settings.export_merged:
         merged = ppo.backbone.merged(POLICY)
         figures |= merged_gap(after.sampled, merged, settings)

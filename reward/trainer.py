@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +48,7 @@ class Trainer:
         self.num_steps = settings.num_epochs * self.steps_per_epoch
         self.next_step = 0
         self.guard = FiniteGuard("reward", "Lower reward.learning_rate, or use model.precision=fp32.")
+        self.best = checkpoints.Best()
         self.window: dict[str, list[float]] = {}
         """Figures of the steps since the last line of the metrics."""
 
@@ -61,7 +63,7 @@ class Trainer:
         """Take the next optimizer step.
 
         Raises:
-            UserError: several steps in a row were not finite.
+            NotFiniteError: several steps in a row were not finite; the state is that before the last of them.
         """
         factor = self.learning_rate_factor(self.next_step)
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
@@ -70,8 +72,9 @@ class Trainer:
         figures = self.accumulate(self.batch(self.next_step))
         norm = nn.utils.clip_grad_norm_(self.named.values(), self.settings.max_grad_norm)
         figures["gradient_norm"] = float(norm)
+        passes = self.guard.passes(figures.values())
         self.next_step += 1
-        if not self.guard.passes(figures.values()):
+        if not passes:
             return
         self.optimizer.step()
         for name, value in figures.items():
@@ -136,8 +139,10 @@ class Trainer:
         """Write a complete checkpoint."""
         tensors = {f"weights.{key}": parameter.detach() for key, parameter in self.named.items()}
         tensors |= checkpoints.optimizer_tensors(self.optimizer, self.named)
-        state = {**self.guard.state(), "window": self.window}
-        checkpoints.save(folder, self.next_step, tensors, state, keep=2)
+        tensors |= checkpoints.rng_tensors()
+        state = {**self.guard.state(), "window": self.window, "best": asdict(self.best)}
+        keep = self.settings.keep_checkpoints
+        checkpoints.save(folder, self.next_step, tensors, state, keep=keep, best=self.best.step)
 
     def restore(self, folder: Path) -> bool:
         """Go on from the newest good checkpoint, if there is one."""
@@ -148,8 +153,9 @@ class Trainer:
             for key, parameter in self.named.items():
                 parameter.copy_(found.tensors[f"weights.{key}"])
         checkpoints.restore_optimizer(self.optimizer, self.named, found.tensors)
+        checkpoints.restore_rng(found.tensors)
         self.guard.restore(found.state)
-        self.window = found.state["window"]
+        self.window, self.best = found.state["window"], checkpoints.Best(**found.state["best"])
         self.next_step = found.step
         return True
 
