@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -57,6 +57,26 @@ class Sampled:
     @property
     def mask_BT(self) -> Tensor:
         return self.rollouts.response_mask_BT
+
+    def with_finite_scores(self) -> "Sampled | None":
+        """Without the rows whose score is not finite; None if there is no other."""
+        finite_B = self.scores_B.isfinite()
+        if bool(finite_B.all()):
+            return self
+        rows = finite_B.nonzero().squeeze(1)
+        if not len(rows):
+            return None
+        rollouts = self.rollouts.select(rows)
+        width = rollouts.response_mask_BT.shape[1]
+        return replace(
+            self,
+            rollouts=rollouts,
+            prompts=[self.prompts[row] for row in rows.tolist()],
+            responses=[self.responses[row] for row in rows.tolist()],
+            scores_B=self.scores_B[rows],
+            logprobs_BT=self.logprobs_BT[rows, :width],
+            reference_logprobs_BT=self.reference_logprobs_BT[rows, :width],
+        )
 
     @property
     def kl_B(self) -> Tensor:

@@ -5,6 +5,7 @@ policy and value trunks by default (a setting), reward whitening across iteratio
 normalized once, on the SFT policy's samples), and any term of the pretraining loss.
 """
 
+import math
 import time
 
 import numpy as np
@@ -66,12 +67,18 @@ class PPO:
         indices, keys = schedule_prompts(len(self.data.train), iteration, settings, seed=self.seed)
         prompts = self.data.train.take(indices)
         sampled = collect(self.backbone, prompts, keys, self.reward, settings, role=POLICY, seed=self.seed)
+        num_unscored = len(sampled.rollouts) - int(sampled.scores_B.isfinite().sum())
+        scored = sampled.with_finite_scores()
+        if scored is None:
+            return self._skip_iteration(num_unscored)
+        sampled = scored
         values_BT = score_values(self.backbone, sampled.rollouts, settings)
         batch, raw_advantages_BT = experience(
             sampled, values_BT, settings, kl_coefficient=self.kl_coefficient
         )
         updates = self.updater.update(batch, iteration=iteration)
         figures = describe(sampled, values_BT, batch.returns_BT, raw_advantages_BT, settings) | updates
+        figures["num_unscored_rollouts"] = float(num_unscored)
         figures["kl_coefficient"] = self.kl_coefficient
         figures["policy_learning_rate"] = self.updater.optimizer.param_groups[0]["lr"]
         self._adapt_kl(figures["kl_nats_per_response"], len(sampled.rollouts))
@@ -96,6 +103,16 @@ class PPO:
         """Whether a checkpoint is due after the iteration that has just ended."""
         done, settings = self.next_iteration, self.settings
         return done == settings.num_iterations or done % settings.checkpoint_every_iterations == 0
+
+    def _skip_iteration(self, num_unscored: int) -> dict[str, float]:
+        """Go on to the next iteration; the figures of one in which no response has a finite score.
+
+        Raises:
+            NotFiniteError: several in a row had none.
+        """
+        self.updater.guard.passes([math.nan])
+        self.next_iteration += 1
+        return {"ppo/num_unscored_rollouts": float(num_unscored), "ppo/num_steps": 0.0}
 
     def _adapt_kl(self, kl: float, num_responses: int) -> None:
         target, horizon = self.settings.kl.target, self.settings.kl.horizon

@@ -65,7 +65,7 @@ class Updater:
         and `num_steps`.
 
         Raises:
-            UserError: several steps in a row were not finite.
+            NotFiniteError: several steps in a row were not finite.
         """
         self._set_learning_rates(iteration)
         steps: list[dict[str, float]] = []
@@ -73,7 +73,8 @@ class Updater:
             order = np.random.default_rng([self.seed, 1 + iteration, epoch]).permutation(
                 len(experience.rollouts)
             )
-            for rows in torch.from_numpy(order).tensor_split(self.settings.num_minibatches):
+            num_minibatches = min(self.settings.num_minibatches, len(order))
+            for rows in torch.from_numpy(order).tensor_split(num_minibatches):
                 steps.append(self.step(experience, rows, iteration=iteration))
                 if self._moved_too_far(steps[-1]):
                     return _summary(steps, stopped_early=True)

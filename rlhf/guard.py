@@ -37,7 +37,8 @@ class FiniteGuard:
             return True
         if self.skipped_in_a_row + 1 >= MAX_SKIPPED_IN_A_ROW:
             raise NotFiniteError(
-                f"{MAX_SKIPPED_IN_A_ROW} optimizer steps in a row had a loss or gradient that is not finite",
+                f"{MAX_SKIPPED_IN_A_ROW} optimizer steps in a row had a reward, a loss or a gradient "
+                "that is not finite",
                 where=self._stage,
                 fix=f"{self._advice} Then begin this stage again with CLEAN=1 (`--clean`), or under another "
                 "run name (`run.name=...`).",
