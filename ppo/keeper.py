@@ -44,8 +44,10 @@ class Keeper:
 
     def judge(self, measured: Measurement) -> bool:
         """Whether the policy that has just been measured is the best so far."""
-        figures = measured.figures
-        return self.best.offer(self._ppo.next_iteration, figures.get("gold_mean", figures["reward_mean"]))
+        return self.best.offer(self._ppo.next_iteration, self._figure(measured))
+
+    def _figure(self, measured: Measurement) -> float:
+        return measured.figures.get("gold_mean", measured.figures["reward_mean"])
 
     def save(self) -> None:
         """Write the last boundary, unless that has been done."""

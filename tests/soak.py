@@ -210,7 +210,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("settings", nargs="*", help="more settings of the run")
     arguments = parser.parse_args(argv)
     started = time.monotonic()
-    many = [f"ppo.num_iterations={2 * arguments.kills + 4}", "ppo.checkpoint_every_iterations=1"]
+    many = [f"ppo.num_iterations={3 * arguments.kills // 2 + 4}", "ppo.checkpoint_every_iterations=1"]
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
         soak = Soak(Path(name), arguments.config, [*many, *arguments.settings], seed=arguments.seed)
         soak.prepare()
