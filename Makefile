@@ -12,6 +12,7 @@
 ##   TOKENS   the longest sequence that `make plan` takes for granted, where the recipe sets no length.max_tokens
 ##   CLEAN=1  throw away what the stage has already made, and start it again
 ##   BENCH    what the `make bench` targets are told: BENCH="ppo-real --rounds 1" [nothing]
+##   SOAK     what `make soak` is told: SOAK="--kills 6 --each 2" [20 kills, 5 in each phase at least]
 ##   TESTS    what `make test` passes to pytest: TESTS="tests/unit -k config" [all tests]
 ##   VENV     the virtual environment to make and use; VENV=none: use PYTHON as it is [.venv]
 ##   PYTHON   the Python that makes the environment, or that VENV=none uses [python3]
@@ -27,13 +28,14 @@ MEMORY =
 TOKENS =
 CLEAN =
 BENCH =
+SOAK =
 TESTS =
 VENV ?= .venv
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .PHONY: help install plan sft reward ppo chat demonstrations samples rankings stories hh clean-run
-.PHONY: check lint types test format bench bench-learning bench-gpu
+.PHONY: check lint types test format soak bench bench-learning bench-gpu
 # Goals run one after the other in the order given, also under -j: each needs what the one before published.
 .NOTPARALLEL:
 
@@ -102,6 +104,9 @@ bench-learning: install ## race PPO against TRL on the stories task: who learns 
 
 bench-gpu: install ## measure what only a CUDA device can answer: correctness, speed, memory
 	$(python) -m benchmarks.gpu $(BENCH)
+
+soak: install ## kill PPO 20 times, start it again, and compare with a run left alone (SOAK="--kills 6")
+	$(python) -m tests.soak $(SOAK)
 
 clean-run: ## delete the folder runs/RUN (give RUN)
 	@case $(call quoted,$(RUN)) in \

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,11 +55,34 @@ class Sampled:
     sampler_gap_N: Tensor
     """|Sampler's log-probability − training forward's| of the tokens that were compared, nats."""
     own: Rollouts
-    """This rank's share of the rollouts, with the states of the frozen trunk; alone, all of them."""
+    """This rank's share of what was sampled, with the states of the frozen trunk; alone, all of it."""
+    rows_B: Tensor
+    """Each rollout's row among all that were sampled, by which the ranks shared them."""
 
     @property
     def mask_BT(self) -> Tensor:
         return self.rollouts.response_mask_BT
+
+    def with_finite_scores(self) -> "Sampled | None":
+        """Without the rows whose score is not finite; None if there is no other."""
+        finite_B = self.scores_B.isfinite()
+        if bool(finite_B.all()):
+            return self
+        rows = finite_B.nonzero().squeeze(1)
+        if not len(rows):
+            return None
+        rollouts = self.rollouts.select(rows)
+        width = rollouts.response_mask_BT.shape[1]
+        return replace(
+            self,
+            rollouts=rollouts,
+            rows_B=self.rows_B[rows],
+            prompts=[self.prompts[row] for row in rows.tolist()],
+            responses=[self.responses[row] for row in rows.tolist()],
+            scores_B=self.scores_B[rows],
+            logprobs_BT=self.logprobs_BT[rows, :width],
+            reference_logprobs_BT=self.reference_logprobs_BT[rows, :width],
+        )
 
     @property
     def kl_B(self) -> Tensor:
@@ -73,7 +96,8 @@ class Experience:
 
     rollouts: Rollouts
     own: Rollouts
-    """This rank's share of them, with the states of the frozen trunk."""
+    rows_B: Tensor
+    """As in `Sampled`."""
     old_logprobs_BT: Tensor
     old_values_BT: Tensor
     advantages_BT: Tensor
@@ -89,11 +113,19 @@ class Experience:
         if ours.size == 1:
             return rows, self.rollouts.select(rows)
         if self.own.trunk_BLH is not None:
-            mine = rows[rows % ours.size == ours.rank]
-            return mine, self.own.select(mine // ours.size) if len(mine) else None
+            mine = rows[self.rows_B[rows] % ours.size == ours.rank]
+            return mine, self.own.select(self.rows_B[mine] // ours.size) if len(mine) else None
         lengths = self.rollouts.lengths_B[rows].tolist()
         mine = rows[balanced(lengths, ours.size)[ours.rank]]
         return mine, self.rollouts.select(mine) if len(mine) else None
+
+    def targets(self, rows: Tensor | None, part: Rollouts) -> list[Tensor]:
+        """Old log-probabilities, old values, advantages and returns (N,) of the tokens of `part`: of `rows`."""
+        grids = (self.old_logprobs_BT, self.old_values_BT, self.advantages_BT, self.returns_BT)
+        if rows is None:
+            return [grid_BT.new_zeros(len(part.response_tokens_N)) for grid_BT in grids]
+        width = part.response_ids_BT.shape[1]
+        return [grid_BT[rows, :width][part.response_mask_BT] for grid_BT in grids]
 
 
 def schedule_prompts(
@@ -149,6 +181,7 @@ def collect(
         ours.merge_rows(reference_BT, total),
         gap_N,
         own,
+        torch.arange(total),
     )
 
 
@@ -238,5 +271,5 @@ def experience(
     )
     whitened_BT = whiten(advantages_BT, mask_BT)
     return Experience(
-        sampled.rollouts, sampled.own, sampled.logprobs_BT, values_BT, whitened_BT, returns_BT
+        sampled.rollouts, sampled.own, sampled.rows_B, sampled.logprobs_BT, values_BT, whitened_BT, returns_BT
     ), advantages_BT

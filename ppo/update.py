@@ -68,7 +68,7 @@ class Updater:
         and `num_steps`.
 
         Raises:
-            UserError: several steps in a row were not finite.
+            NotFiniteError: several steps in a row were not finite.
         """
         self._set_learning_rates(iteration)
         steps: list[dict[str, float]] = []
@@ -76,7 +76,8 @@ class Updater:
             order = np.random.default_rng([self.seed, 1 + iteration, epoch]).permutation(
                 len(experience.rollouts)
             )
-            for rows in torch.from_numpy(order).tensor_split(self.settings.num_minibatches):
+            num_minibatches = min(self.settings.num_minibatches, len(order))
+            for rows in torch.from_numpy(order).tensor_split(num_minibatches):
                 steps.append(self.step(experience, rows, iteration=iteration))
                 if self._moved_too_far(steps[-1]):
                     return _summary(steps, stopped_early=True)
@@ -94,23 +95,15 @@ class Updater:
     def accumulate(self, experience: Experience, rows: Tensor, *, train_policy: bool = True) -> StepSums:
         """Add the gradients of one minibatch, each rank those of its part, micro-batch by micro-batch."""
         mine, minibatch = experience.cut(rows)
-        parts: list[tuple[Tensor, Rollouts, float]] = []
+        parts: list[tuple[Tensor | None, Rollouts]] = []
         if minibatch is not None:
             batches = minibatch.micro_batches(self.settings.micro_batch_tokens)
-            parts = [(mine[part_rows], part, 1.0) for part_rows, part in batches]
+            parts = [(mine[part_rows], part) for part_rows, part in batches]
         sums = StepSums(int(experience.rollouts.response_mask_BT[rows].sum()))
-        for index, part, weight in team().even(parts, lambda: _spare(experience)):
-            width = part.response_ids_BT.shape[1]
-            sums.weight = weight
-            old_logprobs, old_values, advantages, returns = (
-                values_BT[index, :width][part.response_mask_BT]
-                for values_BT in (
-                    experience.old_logprobs_BT,
-                    experience.old_values_BT,
-                    experience.advantages_BT,
-                    experience.returns_BT,
-                )
-            )
+        # A spare part has no rows of the experience: it counts for nothing.
+        for index, part in team().even(parts, lambda: (None, experience.own.select([0]))):
+            sums.weight = 0.0 if index is None else 1.0
+            old_logprobs, old_values, advantages, returns = experience.targets(index, part)
             if train_policy:
                 self._policy_backward(part, old_logprobs, advantages, sums)
             self._value_backward(part, old_values, returns, sums, detach_trunk=not train_policy)
@@ -165,12 +158,6 @@ class Updater:
     def _moved_too_far(self, figures: dict[str, float]) -> bool:
         limit = self.settings.max_approx_kl
         return limit is not None and figures.get("approx_kl", 0.0) > limit
-
-
-def _spare(experience: Experience) -> tuple[Tensor, Rollouts, float]:
-    """A micro-batch that counts for nothing: of the first of this rank's rows."""
-    first = team().share(len(experience.rollouts))[:1]
-    return torch.tensor(first), experience.own.select([0]), 0.0
 
 
 def _summary(steps: list[dict[str, float]], *, stopped_early: bool) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ class Trainer:
         self.num_steps = settings.num_epochs * self.steps_per_epoch
         self.next_step = 0
         self.guard = FiniteGuard("reward", "Lower reward.learning_rate, or use model.precision=fp32.")
+        self.best = checkpoints.Best()
         self.window: dict[str, list[float]] = {}
         """Figures of the steps since the last line of the metrics."""
 
@@ -62,14 +64,15 @@ class Trainer:
         """Take the next optimizer step.
 
         Raises:
-            UserError: several steps in a row were not finite.
+            NotFiniteError: several steps in a row were not finite; the state is that before the last of them.
         """
         factor = self.learning_rate_factor(self.next_step)
         self.optimization.set_rates([peak * factor for peak in self._peaks])
         figures = self.accumulate(self.batch(self.next_step))
         figures["gradient_norm"] = self.optimization.step(figures.values())
+        passes = self.guard.passes(figures.values())
         self.next_step += 1
-        if not self.guard.passes(figures.values()):
+        if not passes:
             return
         for name, value in figures.items():
             self.window.setdefault(name, []).append(value)
@@ -138,9 +141,10 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Write a complete checkpoint."""
-        tensors = self.optimization.tensors()
-        state = {**self.guard.state(), "window": self.window}
-        team().lead(lambda: checkpoints.save(folder, self.next_step, tensors, state, keep=2))
+        tensors = self.optimization.tensors() | checkpoints.rng_tensors()
+        state = {**self.guard.state(), "window": self.window, "best": asdict(self.best)}
+        step, best, keep = self.next_step, self.best.step, self.settings.keep_checkpoints
+        team().lead(lambda: checkpoints.save(folder, step, tensors, state, keep=keep, best=best))
 
     def restore(self, folder: Path) -> bool:
         """Go on from the newest good checkpoint, if there is one."""
@@ -148,8 +152,9 @@ class Trainer:
         if found is None:
             return False
         self.optimization.restore(found.tensors)
+        checkpoints.restore_rng(found.tensors)
         self.guard.restore(found.state)
-        self.window = found.state["window"]
+        self.window, self.best = found.state["window"], checkpoints.Best(**found.state["best"])
         self.next_step = found.step
         return True
 

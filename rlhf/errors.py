@@ -9,7 +9,11 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from rlhf import preemption
+
 EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75
+"""After SIGTERM or SIGUSR1: the state is saved, and the same command goes on (EX_TEMPFAIL of sysexits.h)."""
 EXIT_INTERRUPTED = 130
 
 
@@ -29,12 +33,19 @@ class UserError(Exception):
 
 
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Run a command's `main` and return its exit status: 2 after a `UserError`, 130 after Ctrl-C."""
+    """Run a command's `main` and return its exit status.
+
+    2 after a `UserError`, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C.
+    """
     try:
-        return main(sys.argv[1:] if argv is None else argv)
+        with preemption.listen():
+            return main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         print(error, file=sys.stderr)
         return EXIT_USER_ERROR
+    except preemption.Preempted as notice:
+        print(f"ended by {notice}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return EXIT_PREEMPTED
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED

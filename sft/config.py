@@ -47,7 +47,9 @@ class SFTSettings(Settings):
     eval_every_steps: int = setting(0, semantic=False, ge=0)
     """Optimizer steps between two measurements of the held-out loss; 0 measures before and after only."""
     checkpoint_every_steps: int = setting(200, semantic=False, ge=0)
-    """Optimizer steps between two checkpoints; 0 writes none."""
+    """Optimizer steps between two checkpoints; 0 writes none, except when the process is preempted."""
+    keep_checkpoints: int = setting(2, semantic=False, ge=1)
+    """Newest checkpoints that are kept, beside the one with the lowest held-out loss."""
     num_samples: int = setting(32, semantic=False, ge=0)
     """Held-out prompts that the finished model answers, for the sample table and the EOS rate."""
     sampling: SamplingSettings = SamplingSettings()

@@ -130,7 +130,9 @@ def leave(
     figures["restored"] = all(torch.equal(value, again[key]) for key, value in tensors.items())
     figures["rank"] = team().rank
     if team().is_first:
-        save_file(tensors | {f"before.{key}": value for key, value in before.items()}, out / f"{name}.safetensors")
+        save_file(
+            tensors | {f"before.{key}": value for key, value in before.items()}, out / f"{name}.safetensors"
+        )
         (out / f"{name}.json").write_text(json.dumps(figures))
     elif team().size > 1:
         (out / f"{name}.rank{team().rank}.json").write_text(json.dumps(figures))
