@@ -5,6 +5,7 @@ the stage's exit status instead of a traceback of the launcher.
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
     # Signals that announce the end of the machine go on to the ranks, which save.
     os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.gpus)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # `report` says it in one line
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
