@@ -301,8 +301,18 @@ def _settings(plain: Optimization) -> dict[str, Any]:
             "offload_param": {"device": offload("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")},
             # Adapters and heads stay whole between steps; only the frozen base is cut.
             "stage3_param_persistence_threshold": largest + 1,
+            "stage3_allgather_sequential": _one_by_one(),
         },
     }
+
+
+def _one_by_one() -> bool:
+    """Whether weights are gathered one after the other: over gloo.
+
+    DeepSpeed 0.19 starts many gatherings together and waits for the last. NCCL has then done the others; gloo may
+    not have, and layers would now and then run on weights that have not arrived.
+    """
+    return team().device.type == "cpu"
 
 
 @contextlib.contextmanager
@@ -312,7 +322,7 @@ def partitioned_load(precision: Precision) -> Iterator[None]:
 
     settings = {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": 3},
+        "zero_optimization": {"stage": 3, "stage3_allgather_sequential": _one_by_one()},
         # Says what type the parts have; without it they would be fp32 whatever is loaded.
         "bf16": {"enabled": precision == "bf16"},
     }
