@@ -9,7 +9,7 @@ from ppo.evaluate import Measurement
 from rlhf import checkpoints
 from rlhf.artifacts import StageRun
 from rlhf.checkpoints import Best, Checkpoint
-from rlhf.distributed import team
+from rlhf.distributed import restore_team_rng, team, team_rng_tensors
 from rlhf.guard import NotFiniteError
 from rlhf.preemption import Preempted
 
@@ -38,7 +38,7 @@ class Keeper:
             "best": asdict(self.best),
             **ppo.updater.guard.state(),
         }
-        self._boundary = Checkpoint.of(ppo.next_iteration, tensors | checkpoints.rng_tensors(), state)
+        self._boundary = Checkpoint.of(ppo.next_iteration, tensors | team_rng_tensors(), state)
 
     def judge(self, measured: Measurement) -> bool:
         """Whether the policy that has just been measured is the best so far."""
@@ -80,7 +80,7 @@ class Keeper:
     def restore_rng(self) -> None:
         """Let random numbers go on as they did after the last boundary."""
         assert self._boundary is not None
-        checkpoints.restore_rng(self._boundary.tensors)
+        restore_team_rng(self._boundary.tensors)
 
     def choose_best(self) -> int:
         """Put the weights of the best measured policy in place; returns its iteration."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from rlhf import checkpoints
 from rlhf.config import Precision, RunSettings
 from rlhf.errors import UserError
 
@@ -262,6 +263,21 @@ def whole_weights(backbone: "Backbone") -> Iterator[None]:
 
     with gathering(backbone):
         yield
+
+
+def team_rng_tensors() -> dict[str, Tensor]:
+    """The states of every rank's random number generators, for a checkpoint. All ranks call it."""
+    states = _team.gather(checkpoints.rng_tensors())
+    return {f"rank{rank}.{name}": value for rank, own in enumerate(states) for name, value in own.items()}
+
+
+def restore_team_rng(tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `team_rng_tensors` gave; a rank that the other team did not have takes rank 0's states."""
+    prefix = f"rank{_team.rank}."
+    if not any(name.startswith(prefix) for name in tensors):
+        prefix = "rank0."
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    checkpoints.restore_rng(own)
 
 
 def balanced(costs: Sequence[int], num_parts: int) -> list[list[int]]:

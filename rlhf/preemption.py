@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """Sent before the end by SLURM (`--signal=USR1@60`, then TERM), Kubernetes and cloud machines (TERM)."""
@@ -78,6 +79,11 @@ def deferred() -> Iterator[None]:
 def requested() -> bool:
     """Whether a signal has come."""
     return _notice.signal_name is not None
+
+
+def stop() -> NoReturn:
+    """End as a signal does, which has come here or to another process of the team."""
+    raise Preempted(_notice.signal_name or "a signal to another process")
 
 
 def check() -> None:

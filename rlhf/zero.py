@@ -281,7 +281,6 @@ def _prepare(backbone: "Backbone", plain: Optimization) -> Any:
 
 def _settings(plain: Optimization) -> dict[str, Any]:
     """DeepSpeed's settings: everything that it or accelerate would choose by itself is said here."""
-    offload = os.environ.get
     largest = max(parameter.numel() for parameter in plain.named.values())
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -293,11 +292,19 @@ def _settings(plain: Optimization) -> dict[str, Any]:
         "fp16": {"enabled": False},
         "zero_optimization": {
             "stage": team().zero,
-            "offload_optimizer": {"device": offload("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")},
-            "offload_param": {"device": offload("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")},
+            **offloading(),
             # Adapters and heads stay whole between steps; only the frozen base is cut.
             "stage3_param_persistence_threshold": largest + 1,
         },
+    }
+
+
+def offloading() -> dict[str, Any]:
+    """Where the launcher wants optimizer state and weights to lie."""
+    told = os.environ.get
+    return {
+        "offload_optimizer": {"device": told("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")},
+        "offload_param": {"device": told("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")},
     }
 
 
