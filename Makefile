@@ -6,8 +6,10 @@
 ##   SEED     the seed of every random choice [the recipe's]
 ##   MODEL    the model to start from: a folder or a hub id [the recipe's]
 ##   SET      more settings, as shell words: SET="ppo.kl.coefficient=0.1 run.device=cpu"
-##   GPUS     GPUs that `make plan` plans for [this machine's own device]
-##   ZERO     the ZeRO stage that `make plan` plans for, 0 to 3 [0]
+##   GPUS     processes on each node, one a GPU (or on the CPU where there is none); GPUs to plan for [1]
+##   ZERO     DeepSpeed's ZeRO stage, 1 to 3: docs/cluster.md [none; 2 on several processes]
+##   OFFLOAD=1  with ZERO=2 or 3: optimizer state (under 3 also weights) in the CPU's memory
+##   NODES    machines, each with its own `make` (NODE_RANK=0, 1, ...; MASTER=host-of-0:port) [1]
 ##   MEMORY   GiB of each of those devices [what this machine's device has]
 ##   TOKENS   the longest sequence that `make plan` takes for granted, where the recipe sets no length.max_tokens
 ##   CLEAN=1  throw away what the stage has already made, and start it again
@@ -24,6 +26,10 @@ MODEL =
 SET =
 GPUS =
 ZERO =
+OFFLOAD =
+NODES =
+NODE_RANK = $(SLURM_NODEID)
+MASTER =
 MEMORY =
 TOKENS =
 CLEAN =
@@ -57,6 +63,13 @@ overrides = $(if $(RUN),$(call quoted,run.name=$(call yaml,$(RUN)))) \
 recipe = --config $(call quoted,$(CONFIG)) $(overrides)
 clean = $(if $(filter-out 0,$(CLEAN)),--clean)
 
+# One process without DeepSpeed is a plain Python; everything else goes through accelerate's launcher.
+launched = $(filter-out 1,$(GPUS))$(filter-out 1,$(NODES))$(filter-out 0,$(ZERO))
+launch = $(if $(strip $(launched)),rlhf.launch $(if $(GPUS),--gpus $(call quoted,$(GPUS))) \
+         $(if $(ZERO),--zero $(call quoted,$(ZERO))) $(if $(filter-out 0,$(OFFLOAD)),--offload) \
+         $(if $(NODES),--nodes $(call quoted,$(NODES))) $(if $(NODE_RANK),--node-rank $(call quoted,$(NODE_RANK))) \
+         $(if $(MASTER),--master $(call quoted,$(MASTER))))
+
 help: ## list targets and variables
 	@echo 'Targets:'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
@@ -68,13 +81,13 @@ plan: install ## what each stage needs per device, and whether it fits, from the
 	  $(if $(MEMORY),--memory $(call quoted,$(MEMORY))) $(if $(TOKENS),--tokens $(call quoted,$(TOKENS)))
 
 sft: install ## stage 1: fine-tune the model on demonstrations
-	$(python) -m sft $(recipe) $(clean)
+	$(python) -m $(launch) sft $(recipe) $(clean)
 
 reward: install ## stage 2: train the reward model on rankings
-	$(python) -m reward $(recipe) $(clean)
+	$(python) -m $(launch) reward $(recipe) $(clean)
 
 ppo: install ## stage 3: train the policy against the reward model
-	$(python) -m ppo $(recipe) $(clean)
+	$(python) -m $(launch) ppo $(recipe) $(clean)
 
 chat: install ## talk to the policy that stage 3 published
 	$(python) -m ppo.chat $(recipe)

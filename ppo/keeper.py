@@ -9,7 +9,7 @@ from ppo.evaluate import Measurement
 from rlhf import checkpoints
 from rlhf.artifacts import StageRun
 from rlhf.checkpoints import Best, Checkpoint
-from rlhf.distributed import restore_team_rng, team, team_rng_tensors
+from rlhf.distributed import is_loss, restore_team_rng, team, team_rng_tensors
 from rlhf.guard import NotFiniteError
 from rlhf.preemption import Preempted
 
@@ -57,11 +57,15 @@ class Keeper:
 
     @contextmanager
     def saving_if_stopped(self) -> Iterator[None]:
-        """Save the last boundary if a preemption, Ctrl-C or steps that are not finite end the block."""
+        """Save the last boundary if a preemption, Ctrl-C, a lost rank or steps not finite end the block."""
         try:
             yield
         except (Preempted, KeyboardInterrupt, NotFiniteError):
             self.save()
+            raise
+        except RuntimeError as error:
+            if is_loss(error):  # it may have got the signal before us
+                self.save()
             raise
 
     def restore(self) -> bool:

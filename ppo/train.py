@@ -28,7 +28,7 @@ from rlhf.config import Recipe
 from rlhf.distributed import start_process, team, whole_weights
 from rlhf.masked import masked_mean, masked_variance
 from rlhf.scorers import load_scorer
-from rlhf.tracking import Tracker, print_result, progress
+from rlhf.tracking import Tracker, print_result, progress, track
 
 
 class PPO:
@@ -146,7 +146,7 @@ def train(recipe: Recipe, settings: PPOSettings, stage: StageRun) -> None:
     resumed = stage.resuming and keeper.restore()
     ppo.data.account.print("ppo: prompts")
     stage.drop_replaced()
-    with Tracker(recipe, "ppo", stage.folder, resume_step=ppo.next_iteration if resumed else None) as tracker:
+    with track(recipe, "ppo", stage.folder, resume_step=ppo.next_iteration if resumed else None) as tracker:
         before = ppo.evaluator.measure(REFERENCE)
         if resumed:
             keeper.restore_rng()  # a scorer may have drawn random numbers just now
@@ -155,7 +155,8 @@ def train(recipe: Recipe, settings: PPOSettings, stage: StageRun) -> None:
             keeper.mark()
         with keeper.saving_if_stopped():
             run_iterations(ppo, keeper, tracker)
-            finish(ppo, keeper, stage, tracker, before)
+            with whole_weights(ppo.backbone):
+                finish(ppo, keeper, stage, tracker, before)
 
 
 def run_iterations(ppo: PPO, keeper: Keeper, tracker: Tracker) -> None:
@@ -191,9 +192,7 @@ def finish(ppo: PPO, keeper: Keeper, stage: StageRun, tracker: Tracker, before: 
         figures["published_iteration"] = float(published)
         results.append(("published", f"the policy of iteration {published}"))
     if settings.export_merged:
-        merged = ppo.backbone.merged(POLICY)
-        figures |= merged_gap(after.sampled, merged, settings)
-        outputs["merged"] = merged.save
+        figures |= team().lead(lambda: _merge(ppo, after, outputs))
         results.append(("merged, from the policy", f"{figures['merged_gap_nats_mean']:.1e} nats per token"))
     manifest = stage.publish(
         outputs, metrics=figures, accounts=ppo.data.account.to_json(), wandb_url=tracker.url
@@ -207,6 +206,13 @@ def finish(ppo: PPO, keeper: Keeper, stage: StageRun, tracker: Tracker, before: 
         [*results, ("policy adapter", str(stage.folder / "model"))],
         next_command=stage.next_command("chat"),
     )
+
+
+def _merge(ppo: PPO, after: Measurement, outputs: dict[str, Writer]) -> dict[str, float]:
+    """Make the merged policy one of the outputs; returns how far it is from the policy itself."""
+    merged = ppo.backbone.merged(POLICY)
+    outputs["merged"] = merged.save
+    return merged_gap(after.sampled, merged, ppo.settings)
 
 
 def describe(

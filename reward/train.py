@@ -19,10 +19,10 @@ from rlhf.artifacts import StageRun, require
 from rlhf.backbone import Backbone
 from rlhf.chat import check_room, fit
 from rlhf.config import Recipe
-from rlhf.distributed import start_process, team
+from rlhf.distributed import start_process, team, whole_weights
 from rlhf.errors import UserError
 from rlhf.guard import NotFiniteError
-from rlhf.tracking import Tracker, print_result, progress
+from rlhf.tracking import Tracker, print_result, progress, track
 
 OverLength = Literal["error", "drop", "truncate_left"]
 
@@ -41,7 +41,7 @@ def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
     resumed = stage.resuming and trainer.restore(stage.folder)
     step = trainer.next_step if resumed else None
     stage.drop_replaced()
-    with Tracker(recipe, "reward", stage.folder, resume_step=step) as tracker:
+    with track(recipe, "reward", stage.folder, resume_step=step) as tracker:
         with preemption.deferred():
             run_steps(trainer, held_out, stage, tracker, log_every=recipe.tracking.log_every_steps)
         measured, counts = reference_scores(backbone, data, settings, seed=seed)
@@ -55,7 +55,8 @@ def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
             max_tokens=context_tokens(backbone, settings),
         )
         accounts = {"rankings": data.account.to_json(), "pairs": data.pairs(), "normalization": counts}
-        finish(trainer, held_out, card, accounts, stage=stage, tracker=tracker)
+        with whole_weights(backbone):
+            finish(trainer, held_out, card, accounts, stage=stage, tracker=tracker)
 
 
 def check_samples(backbone: Backbone, data: Rankings, settings: RewardSettings) -> None:

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from rlhf.config import Recipe, config_hash, write_yaml
-from rlhf.errors import UserError
+from rlhf.errors import UserError, has_ranks, is_first_rank
 from rlhf.locks import LOCK, Locks, no_folder
 from rlhf.manifest import (
     MANIFEST,
@@ -95,6 +95,7 @@ class StageRun:
         self.run_folder = recipe.run_folder
         self.folder = recipe.run_folder / record.stage
         self._record, self._locks = record, locks
+        self._leads = is_first_rank()
 
     @staticmethod
     def open(
@@ -122,32 +123,12 @@ class StageRun:
         if sections is None:
             recipe.section(stage)
             sections = (stage, "model", "run")
-        folder = recipe.run_folder / stage
         settings = (counted or recipe).semantic(*sections)
         digest = config_hash({"settings": settings, "inputs": dict(inputs)})
         record = _StageRecord(stage=stage, config_hash=digest, settings=settings, inputs=dict(inputs))
-        if not clean and _state(folder, record) == "finished":
-            _say_up_to_date(folder)
-            return None
-        locks = Locks()
-        try:
-            for name in reads:
-                locks.read(recipe.run_folder / name, reader=stage)
-                require(recipe.run_folder, name)  # it may have gone before we held it
-            locks.work_in(folder)
-            _mend_set_aside(folder)
-            if clean:
-                _set_aside(folder)
-            state = _state(folder, record)  # again: it may have been finished while we came for the lock
-            if state == "finished":
-                _say_up_to_date(folder)
-                locks.close()
-                return None
-            _begin(folder, recipe, record, resuming=state == "begun")
-        except BaseException:
-            locks.close()
-            raise
-        return StageRun(recipe, record, locks, resuming=state == "begun")
+        if not has_ranks():
+            return _begin_alone(recipe, record, reads=reads, clean=clean)
+        return _begin_together(recipe, record, reads=reads, clean=clean)
 
     def __enter__(self) -> Self:
         return self
@@ -155,7 +136,7 @@ class StageRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, UserError):
+        if isinstance(error, UserError) and self._leads:
             self._forget_if_nothing_was_made()
         self.close()
 
@@ -172,8 +153,9 @@ class StageRun:
 
         Until then a refused input puts the old results back.
         """
-        with storing(self.folder):
-            remove(self.folder / _REPLACED)
+        if self._leads:
+            with storing(self.folder):
+                remove(self.folder / _REPLACED)
 
     def close(self) -> None:
         """Let go of the folder, and of those that were read."""
@@ -204,8 +186,29 @@ class StageRun:
         Raises:
             UserError: no space, or no permission to write.
         """
-        assert self._locks.held, "publish belongs inside the `with` block"
         writers = {**({MODEL: write_model} if write_model else {}), **(outputs or {})}
+
+        def write() -> Manifest:
+            return self._publish(
+                writers, metrics=metrics, accounts=accounts, wandb_url=wandb_url, device=device
+            )
+
+        if not has_ranks():
+            return write()
+        from rlhf.distributed import team
+
+        return team().lead(write)
+
+    def _publish(
+        self,
+        writers: Mapping[str, Writer],
+        *,
+        metrics: Mapping[str, Any],
+        accounts: Mapping[str, Any],
+        wandb_url: str | None,
+        device: str | None,
+    ) -> Manifest:
+        assert self._locks.held, "publish belongs inside the `with` block"
         manifest_path, staging = self.folder / MANIFEST, self.folder / f"publish{PARTIAL}"
         assert not manifest_path.exists()
         self.drop_replaced()
@@ -236,6 +239,54 @@ class StageRun:
             write_atomic(manifest_path, manifest.to_json())
         manifest._folder = self.folder
         return manifest
+
+
+def _begin_alone(
+    recipe: Recipe, record: _StageRecord, *, reads: Sequence[str], clean: bool
+) -> StageRun | None:
+    """`StageRun.open` in one process."""
+    stage = record.stage
+    folder = recipe.run_folder / stage
+    if not clean and _state(folder, record) == "finished":
+        _say_up_to_date(folder)
+        return None
+    locks = Locks()
+    try:
+        for name in reads:
+            locks.read(recipe.run_folder / name, reader=stage)
+            require(recipe.run_folder, name)  # it may have gone before we held it
+        locks.work_in(folder)
+        _mend_set_aside(folder)
+        if clean:
+            _set_aside(folder)
+        state = _state(folder, record)  # again: it may have been finished while we came for the lock
+        if state == "finished":
+            _say_up_to_date(folder)
+            locks.close()
+            return None
+        _begin(folder, recipe, record, resuming=state == "begun")
+    except BaseException:
+        locks.close()
+        raise
+    return StageRun(recipe, record, locks, resuming=state == "begun")
+
+
+def _begin_together(
+    recipe: Recipe, record: _StageRecord, *, reads: Sequence[str], clean: bool
+) -> StageRun | None:
+    """`StageRun.open` where there are several ranks: the first holds the folder, the others learn how it is."""
+    from rlhf.distributed import team
+
+    begun: list[StageRun | None] = []
+
+    def begin() -> bool | None:
+        begun.append(_begin_alone(recipe, record, reads=reads, clean=clean))
+        return None if begun[0] is None else begun[0].resuming
+
+    resuming = team().lead(begin)
+    if begun or resuming is None:
+        return begun[0] if begun else None
+    return StageRun(recipe, record, Locks(), resuming=resuming)
 
 
 def _state(folder: Path, record: _StageRecord) -> Literal["new", "begun", "finished"]:

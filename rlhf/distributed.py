@@ -13,7 +13,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +31,8 @@ T = TypeVar("T")
 
 _PATIENCE = datetime.timedelta(hours=6)
 """How long a rank waits for another that works alone. A rank that dies is noticed by the launcher, not by this."""
+_LOST = ("closed by peer", "Connection reset", "Broken pipe", "Connection refused", "gloo")
+"""What gloo says when another rank has gone; its errors have no type of their own."""
 _FIRST_WORD_SECONDS = 2.0
 """How long another rank leaves it to rank 0 to say what may have gone wrong on all of them."""
 
@@ -309,6 +311,9 @@ def say_error(text: str) -> None:
         print(text if _team.is_first else f"rank {_team.rank}: {text}", file=sys.stderr, flush=True)
 
 
-def total_of(parts: Iterable[Tensor]) -> Tensor:
-    """All parts, one after the other, on the CPU."""
-    return torch.cat([part.cpu() for part in parts])
+def is_loss(error: Exception) -> bool:
+    """Whether an error says that another rank is gone."""
+    lost = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
+    return isinstance(error, lost) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
+    )

@@ -5,6 +5,7 @@ torn apart stands in a `deferred` block: there the signal is only noted (`reques
 at the block's end. Further signals change nothing: the first one is being obeyed.
 """
 
+import os
 import signal
 import sys
 import threading
@@ -33,7 +34,8 @@ class _Notice:
         if self.signal_name is not None:
             return
         self.signal_name = signal.Signals(number).name
-        print(f"{self.signal_name}: saving, then ending", file=sys.stderr, flush=True)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{self.signal_name}: saving, then ending", file=sys.stderr, flush=True)
         self.raise_if_due()
 
     def raise_if_due(self) -> None:

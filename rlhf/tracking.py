@@ -25,13 +25,22 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from rlhf.config import Recipe
-from rlhf.errors import EXIT_PREEMPTED, UserError
+from rlhf.errors import EXIT_PREEMPTED, UserError, is_first_rank
 from rlhf.manifest import json_value
 from rlhf.preemption import Preempted
 from rlhf.storage import storing, write_atomic
 from rlhf.terminal import Progress, print_result, progress
 
-__all__ = ["METRICS", "METRIC_KEY", "Progress", "Tracker", "print_result", "progress", "read_metrics"]
+__all__ = [
+    "METRICS",
+    "METRIC_KEY",
+    "Progress",
+    "Tracker",
+    "print_result",
+    "progress",
+    "read_metrics",
+    "track",
+]
 
 METRICS = "metrics.jsonl"
 METRIC_KEY = re.compile(r"(?:sft|reward|ppo|labeling)/[a-z0-9_]+")
@@ -137,6 +146,34 @@ class Tracker:
             with storing(self._folder / METRICS):
                 self._file.close()
             self._wandb.finish(summary, exit_code=exit_code)
+
+
+class _Unheard(Tracker):
+    """The tracker of the other ranks: the first one writes what all of them know."""
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def url(self) -> None:
+        return None
+
+    def __exit__(self, *raised: object) -> None:
+        pass
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        pass
+
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        pass
+
+    def finish(self, summary: Mapping[str, float | str]) -> None:
+        pass
+
+
+def track(recipe: Recipe, stage: str, folder: Path, *, resume_step: int | None) -> Tracker:
+    """The `Tracker` of a stage on rank 0, and one that writes nothing on the others."""
+    return Tracker(recipe, stage, folder, resume_step=resume_step) if is_first_rank() else _Unheard()
 
 
 def read_metrics(path: Path) -> list[Row]:

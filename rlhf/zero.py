@@ -79,6 +79,8 @@ def start_deepspeed(device: torch.device) -> None:
     """Let accelerate and DeepSpeed take over the process group that there is."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # accelerate refuses settings of its own config beside ours for DeepSpeed, which hold them: `check_launch`.
+    os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     warnings.filterwarnings(
         "ignore", message=r".*torch\.distributed\.\w+_tensor.* is deprecated", category=FutureWarning
     )

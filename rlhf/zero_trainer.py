@@ -4,6 +4,7 @@ SFT may train every weight. Gradients are therefore reduced by DeepSpeed as they
 `rlhf.zero.ZeroOptimization`, which holds them whole; reading and setting the state is the same.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,6 +26,8 @@ def trainer_options(micro_batch_rows: int, accumulation: int, *, max_grad_norm: 
         "fp16": {"enabled": False},
         "zero_optimization": {"stage": team().zero, **offloading()},
     }
+    # It would say that accumulation is DeepSpeed's and not accelerate's, which is so on purpose.
+    logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)
     return {"deepspeed": settings, "accelerator_config": {"use_configured_state": True}, "use_cpu": False}
 
 

@@ -21,7 +21,7 @@ from rlhf.errors import UserError
 from rlhf.guard import NotFiniteError
 from rlhf.records import Demonstration, Prompt
 from rlhf.sources import read_demonstrations, read_prompts
-from rlhf.tracking import Tracker, print_result, progress
+from rlhf.tracking import Tracker, print_result, progress, track
 from sft.config import SFTSettings
 from sft.data import Encoder, Examples, texts
 from sft.measure import COLUMNS, Samples, held_out_figures, sample_answers
@@ -49,7 +49,7 @@ def train(recipe: Recipe, settings: SFTSettings, stage: StageRun) -> None:
     found = checkpoints.latest(stage.folder) if stage.resuming else None
     resume_step = None if found is None else found.step
     stage.drop_replaced()
-    with Tracker(recipe, "sft", stage.folder, resume_step=resume_step) as tracker:
+    with track(recipe, "sft", stage.folder, resume_step=resume_step) as tracker:
         model = prepared.start.model.to(device)
         before = held_out_figures(model, prepared.examples.held_out)
         if resume_step is None:

@@ -1,7 +1,7 @@
 """SFT on teams of real processes, as tests.ranks has them: `python -m tests.sft_ranks OUT`.
 
-Each case trains the small model and leaves in OUT its weights before and after, its figures, and what took the
-steps. The test that reads it is tests/invariant/test_sft_ranks.py.
+Each case trains the small model and leaves in OUT its weights before and after, its figures, and what took
+the steps. The test that reads it is tests/invariant/test_sft_ranks.py.
 """
 
 import json
@@ -34,7 +34,7 @@ def train(
     act: Callable[[Trainer], None] = lambda trained: None,
 ) -> None:
     """Train for two epochs in steps of 8, from the beginning or from the newest checkpoint of `label`."""
-    settings = sft_settings(method=method, micro_batch_size=3, checkpoint_every_steps=1, keep_checkpoints=9)
+    settings = sft_settings(method=method, micro_batch_size=3, checkpoint_every_steps=3)
     start_process(RunSettings(device="cpu"), max_grad_norm=settings.max_grad_norm)
     log = Log()
     built = trainer(
@@ -71,24 +71,49 @@ def cut_after(out: Path, label: str, step: int) -> None:
             path.rmdir()
 
 
-def main(out: Path) -> None:
-    """All cases: how many processes and which ZeRO stage, then what is done."""
+def cases(out: Path) -> dict[str, list[tuple[int, int, Callable[[], None]]]]:
+    """Name → the teams that work one after the other: processes, ZeRO stage, and what every rank does."""
+
+    def plain(name: str, **options: Any) -> Callable[[], None]:
+        return lambda: train(out, name, **options)
+
+    def unsynchronized() -> None:
+        switch_reduction_off()
+        train(out, "unsynchronized")
+
+    def one_rank_fails(trained: Trainer) -> None:
+        if team().rank:
+            poison(trained, {2})
+
+    found: dict[str, list[tuple[int, int, Callable[[], None]]]] = {
+        "one": [(1, 0, plain("one"))],
+        "lora-one": [(1, 0, plain("lora-one", method="lora"))],
+        "lora-zero2": [(2, 2, plain("lora-zero2", method="lora"))],
+        "unsynchronized": [(2, 2, unsynchronized)],
+    }
+    for stage in (1, 2, 3):
+        found[f"zero{stage}"] = [(2, stage, plain(f"zero{stage}"))]
+    for name, first, second in (
+        ("two-two", (2, 3), (2, 3)),
+        ("two-one", (2, 2), (1, 0)),
+        ("one-two", (1, 0), (2, 2)),
+    ):
+        cut = (1, 0, lambda name=name: cut_after(out, name, 3))
+        found[name] = [(*first, plain(name)), cut, (*second, plain(name, goes_on=True))]
+    found["one-rank-fails"] = [(2, 2, plain("one-rank-fails", act=one_rank_fails))]
+    return found
+
+
+def main(out: Path, names: list[str]) -> None:
+    """Work through the named cases, or all."""
     small_start(out, sft_settings())
-    for name, size, zero in (("one", 1, 0), ("zero1", 2, 1), ("zero2", 2, 2), ("zero3", 2, 3)):
-        fork(size, zero, lambda name=name: train(out, name))  # type: ignore[misc]
-    fork(2, 2, lambda: (switch_reduction_off(), train(out, "unsynchronized"))[1])
-    fork(2, 2, lambda: train(out, "lora-zero2", method="lora"))
-    fork(1, 0, lambda: train(out, "lora-one", method="lora"))
-    for name, sizes in (("two-two", (2, 2)), ("two-one", (2, 1)), ("one-two", (1, 2))):
-        fork(sizes[0], 2 * (sizes[0] > 1), lambda name=name: train(out, name))  # type: ignore[misc]
-        cut_after(out, name, 3)
-        fork(sizes[1], 2 * (sizes[1] > 1), lambda name=name: train(out, name, goes_on=True))  # type: ignore[misc]
-    for stage in (2, 3):
-        bad: Callable[[Trainer], None] = lambda trained: poison(trained, {2}) if team().rank else None  # noqa: E731
-        fork(2, stage, lambda stage=stage, bad=bad: train(out, f"nan-zero{stage}", act=bad))  # type: ignore[misc]
+    all_cases = cases(out)
+    for name in names or all_cases:
+        for size, zero, work in all_cases[name]:
+            fork(size, zero, work)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])
