@@ -9,7 +9,7 @@ from ppo.evaluate import Measurement
 from rlhf import checkpoints
 from rlhf.artifacts import StageRun
 from rlhf.checkpoints import Best, Checkpoint
-from rlhf.distributed import is_loss, restore_team_rng, team, team_rng_tensors
+from rlhf.distributed import is_loss, newest_checkpoint, restore_team_rng, team, team_rng_tensors
 from rlhf.guard import NotFiniteError
 from rlhf.preemption import Preempted
 
@@ -70,7 +70,7 @@ class Keeper:
 
     def restore(self) -> bool:
         """Go on from the newest good checkpoint, if there is one."""
-        found = checkpoints.latest(self._stage.folder)
+        found = newest_checkpoint(self._stage.folder)
         if found is None:
             return False
         ppo = self._ppo

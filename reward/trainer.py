@@ -16,7 +16,7 @@ from reward.loss import Pairs, collate, ranking_loss
 from reward.model import ROLE, pad_right, raw_scores, score_shared
 from rlhf import checkpoints
 from rlhf.backbone import Backbone, init_head
-from rlhf.distributed import balanced, restore_team_rng, team, team_rng_tensors
+from rlhf.distributed import balanced, newest_checkpoint, restore_team_rng, team, team_rng_tensors
 from rlhf.guard import FiniteGuard
 from rlhf.optimization import optimize
 
@@ -148,7 +148,7 @@ class Trainer:
 
     def restore(self, folder: Path) -> bool:
         """Go on from the newest good checkpoint, if there is one."""
-        found = checkpoints.latest(folder)
+        found = newest_checkpoint(folder)
         if found is None:
             return False
         self.optimization.restore(found.tensors)

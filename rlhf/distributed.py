@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -265,6 +266,20 @@ def whole_weights(backbone: "Backbone") -> Iterator[None]:
 
     with gathering(backbone):
         yield
+
+
+def newest_checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
+    """The newest whole checkpoint of a stage, the same on all ranks: rank 0 looks which one that is."""
+    found: list[checkpoints.Checkpoint | None] = []
+
+    def look() -> int | None:
+        found.append(checkpoints.latest(folder))
+        return None if found[0] is None else found[0].step
+
+    step = _team.lead(look)
+    if found or step is None:
+        return found[0] if found else None
+    return checkpoints.load(folder, step)
 
 
 def team_rng_tensors() -> dict[str, Tensor]:

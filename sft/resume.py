@@ -116,7 +116,7 @@ class ResumableTrainer(SFTTrainer):
         return epochs, steps * self.args.gradient_accumulation_steps
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, *_: Any) -> Any:
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[no-untyped-call]
         if team().zero:
             self._engine = self._take_engine()
         if self._found is not None:
@@ -172,7 +172,7 @@ class ResumableTrainer(SFTTrainer):
         self._before_step = (self._tr_loss.clone(), counts)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         self._gradient_norm = float(norm)
         return norm
 

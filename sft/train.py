@@ -16,7 +16,7 @@ from rlhf.backbone import Backbone
 from rlhf.chat import check_room
 from rlhf.checkpoints import Checkpoint
 from rlhf.config import LengthSettings, Recipe
-from rlhf.distributed import start_process
+from rlhf.distributed import newest_checkpoint, start_process
 from rlhf.errors import UserError
 from rlhf.guard import NotFiniteError
 from rlhf.records import Demonstration, Prompt
@@ -46,7 +46,7 @@ def train(recipe: Recipe, settings: SFTSettings, stage: StageRun) -> None:
     device = start_process(recipe.run, max_grad_norm=settings.max_grad_norm, precision=precision).device
     prepared = prepare(recipe, settings)
     prepared.account.print("sft: demonstrations")
-    found = checkpoints.latest(stage.folder) if stage.resuming else None
+    found = newest_checkpoint(stage.folder) if stage.resuming else None
     resume_step = None if found is None else found.step
     stage.drop_replaced()
     with track(recipe, "sft", stage.folder, resume_step=resume_step) as tracker:

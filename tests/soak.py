@@ -67,7 +67,7 @@ class Process:
         return self.events
 
     def wait_for(self, phase: str, count: int, *, rank: int = 0) -> Event | None:
-        """The event with which the phase begins the `count`-th time on a rank; None if the process ends before."""
+        """The event with which a rank begins the phase the `count`-th time; None if it ends before."""
         until = time.monotonic() + _HANG_SECONDS
         while time.monotonic() < until:
             ended = self.popen.poll() is not None

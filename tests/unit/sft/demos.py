@@ -100,7 +100,7 @@ def poison(trained: Trainer, steps: set[int]) -> None:
     compute = trained.compute_loss
 
     def poisoned(*args: Any, **kwargs: Any) -> Any:
-        loss = compute(*args, **kwargs)
+        loss = compute(*args, **kwargs)  # type: ignore[no-untyped-call]
         return loss * float("nan") if trained.state.global_step + 1 in steps else loss
 
     trained.compute_loss = poisoned  # type: ignore[method-assign]
