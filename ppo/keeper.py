@@ -9,7 +9,7 @@ from ppo.evaluate import Measurement
 from rlhf import checkpoints
 from rlhf.artifacts import StageRun
 from rlhf.checkpoints import Best, Checkpoint
-from rlhf.distributed import team
+from rlhf.distributed import is_loss, newest_checkpoint, restore_team_rng, team, team_rng_tensors
 from rlhf.guard import NotFiniteError
 from rlhf.preemption import Preempted
 
@@ -38,7 +38,7 @@ class Keeper:
             "best": asdict(self.best),
             **ppo.updater.guard.state(),
         }
-        self._boundary = Checkpoint.of(ppo.next_iteration, tensors | checkpoints.rng_tensors(), state)
+        self._boundary = Checkpoint.of(ppo.next_iteration, tensors | team_rng_tensors(), state)
 
     def judge(self, measured: Measurement) -> bool:
         """Whether the policy that has just been measured is the best so far."""
@@ -57,16 +57,20 @@ class Keeper:
 
     @contextmanager
     def saving_if_stopped(self) -> Iterator[None]:
-        """Save the last boundary if a preemption, Ctrl-C or steps that are not finite end the block."""
+        """Save the last boundary if a preemption, Ctrl-C, a lost rank or steps not finite end the block."""
         try:
             yield
         except (Preempted, KeyboardInterrupt, NotFiniteError):
             self.save()
             raise
+        except RuntimeError as error:
+            if is_loss(error):  # it may have got the signal before us
+                self.save()
+            raise
 
     def restore(self) -> bool:
         """Go on from the newest good checkpoint, if there is one."""
-        found = checkpoints.latest(self._stage.folder)
+        found = newest_checkpoint(self._stage.folder)
         if found is None:
             return False
         ppo = self._ppo
@@ -80,7 +84,7 @@ class Keeper:
     def restore_rng(self) -> None:
         """Let random numbers go on as they did after the last boundary."""
         assert self._boundary is not None
-        checkpoints.restore_rng(self._boundary.tensors)
+        restore_team_rng(self._boundary.tensors)
 
     def choose_best(self) -> int:
         """Put the weights of the best measured policy in place; returns its iteration."""

@@ -19,7 +19,7 @@ from rlhf.artifacts import StageRun, require
 from rlhf.backbone import Backbone
 from rlhf.chat import check_room, fit
 from rlhf.config import Recipe
-from rlhf.distributed import start_process, whole_weights
+from rlhf.distributed import start_process, team, whole_weights
 from rlhf.errors import UserError
 from rlhf.guard import NotFiniteError
 from rlhf.tracking import Tracker, print_result, progress, track
@@ -88,10 +88,11 @@ def run_steps(
             tracker.log({f"reward/heldout_{name}": value for name, value in figures.items()}, step=step)
             is_best = trainer.best.offer(step, -figures["loss_nats"])
         due = step % settings.checkpoint_every_steps == 0 or is_last
-        if due or is_best or preemption.requested():
+        stops = team().any(preemption.requested())
+        if due or is_best or stops:
             trainer.save(stage.folder)
-        if preemption.requested():
-            return
+        if stops:
+            preemption.stop()
 
 
 @contextmanager

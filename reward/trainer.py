@@ -16,7 +16,7 @@ from reward.loss import Pairs, collate, ranking_loss
 from reward.model import ROLE, pad_right, raw_scores, score_shared
 from rlhf import checkpoints
 from rlhf.backbone import Backbone, init_head
-from rlhf.distributed import balanced, team
+from rlhf.distributed import balanced, newest_checkpoint, restore_team_rng, team, team_rng_tensors
 from rlhf.guard import FiniteGuard
 from rlhf.optimization import optimize
 
@@ -141,18 +141,18 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Write a complete checkpoint."""
-        tensors = self.optimization.tensors() | checkpoints.rng_tensors()
+        tensors = self.optimization.tensors() | team_rng_tensors()
         state = {**self.guard.state(), "window": self.window, "best": asdict(self.best)}
         step, best, keep = self.next_step, self.best.step, self.settings.keep_checkpoints
         team().lead(lambda: checkpoints.save(folder, step, tensors, state, keep=keep, best=best))
 
     def restore(self, folder: Path) -> bool:
         """Go on from the newest good checkpoint, if there is one."""
-        found = checkpoints.latest(folder)
+        found = newest_checkpoint(folder)
         if found is None:
             return False
         self.optimization.restore(found.tensors)
-        checkpoints.restore_rng(found.tensors)
+        restore_team_rng(found.tensors)
         self.guard.restore(found.state)
         self.window, self.best = found.state["window"], checkpoints.Best(**found.state["best"])
         self.next_step = found.step

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
+from rlhf import checkpoints
 from rlhf.config import Precision, RunSettings
 from rlhf.errors import UserError
 
@@ -102,6 +104,10 @@ class Team:
             for name, value in part.items():
                 sums[name] = sums.get(name, 0.0) + value
         return sums
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any rank."""
+        return any(self.gather(flag))
 
     def num_at_work(self, is_at_work: bool) -> int:
         """How many ranks are at work; the one word between ranks for which nobody catches up first."""
@@ -271,6 +277,35 @@ def whole_weights(backbone: "Backbone") -> Iterator[None]:
 
     with gathering(backbone):
         yield
+
+
+def newest_checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
+    """The newest whole checkpoint of a stage, the same on all ranks: rank 0 looks which one that is."""
+    found: list[checkpoints.Checkpoint | None] = []
+
+    def look() -> int | None:
+        found.append(checkpoints.latest(folder))
+        return None if found[0] is None else found[0].step
+
+    step = _team.lead(look)
+    if found or step is None:
+        return found[0] if found else None
+    return checkpoints.load(folder, step)
+
+
+def team_rng_tensors() -> dict[str, Tensor]:
+    """The states of every rank's random number generators, for a checkpoint. All ranks call it."""
+    states = _team.gather(checkpoints.rng_tensors())
+    return {f"rank{rank}.{name}": value for rank, own in enumerate(states) for name, value in own.items()}
+
+
+def restore_team_rng(tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `team_rng_tensors` gave; a rank that the other team did not have takes rank 0's."""
+    prefix = f"rank{_team.rank}."
+    if not any(name.startswith(prefix) for name in tensors):
+        prefix = "rank0."
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    checkpoints.restore_rng(own)
 
 
 def balanced(costs: Sequence[int], num_parts: int) -> list[list[int]]:

@@ -53,7 +53,7 @@ def is_first_rank() -> bool:
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Run a command's `main` and return its exit status.
 
-    2 after a `UserError`, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C. Among ranks, what all of them run into
+    2 after a `UserError`, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C. Among ranks, what all run into
     is said once, and what one of them runs into with its rank.
     """
     try:
@@ -65,7 +65,8 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
     except _LostError:
         return EXIT_LOST
     except preemption.Preempted as notice:
-        print(f"ended by {notice}; the same command goes on from the last checkpoint", file=sys.stderr)
+        if is_first_rank():
+            print(f"ended by {notice}; the same command goes on from the last checkpoint", file=sys.stderr)
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A stage on many processes, by `accelerate launch`: `python -m rlhf.launch --gpus 8 --zero 2 ppo --config ...`.
+"""A stage on many processes, by `accelerate launch`: `python -m rlhf.launch --gpus 8 --zero 2 ppo ...`.
 
 What this adds to accelerate's own command is the end: it says in one line which rank ended, and how, and
 gives the stage's exit status instead of a traceback of the launcher.

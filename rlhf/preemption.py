@@ -5,12 +5,14 @@ torn apart stands in a `deferred` block: there the signal is only noted (`reques
 at the block's end. Further signals change nothing: the first one is being obeyed.
 """
 
+import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """Sent before the end by SLURM (`--signal=USR1@60`, then TERM), Kubernetes and cloud machines (TERM)."""
@@ -32,7 +34,8 @@ class _Notice:
         if self.signal_name is not None:
             return
         self.signal_name = signal.Signals(number).name
-        print(f"{self.signal_name}: saving, then ending", file=sys.stderr, flush=True)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{self.signal_name}: saving, then ending", file=sys.stderr, flush=True)
         self.raise_if_due()
 
     def raise_if_due(self) -> None:
@@ -78,6 +81,11 @@ def deferred() -> Iterator[None]:
 def requested() -> bool:
     """Whether a signal has come."""
     return _notice.signal_name is not None
+
+
+def stop() -> NoReturn:
+    """End as a signal does, which has come here or to another process of the team."""
+    raise Preempted(_notice.signal_name or "a signal to another process")
 
 
 def check() -> None:

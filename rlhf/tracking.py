@@ -49,7 +49,7 @@ _SAMPLES = "samples"
 _WANDB_ID = "wandb_id"
 _INIT_SECONDS = 30.0
 _FINISH_SECONDS = 300.0
-_PREEMPTED_SECONDS = 4.0
+_PREEMPTED_SECONDS = 3.0
 
 _Mode = Literal["online", "offline", "off"]
 

@@ -1,10 +1,10 @@
 """DeepSpeed, entered through accelerate: ZeRO-1, 2 and 3 (1910.02054) cut optimizer state, gradients and
 weights over the ranks.
 
-What DeepSpeed does here is what an optimizer step is: reduce the gradients, clip them, update each rank's part
-and gather the weights. The gradients of a step's micro-batches are summed on each rank before that, so that ranks
-may have different numbers of them, a step is reduced once, and one that is not finite is dropped before
-DeepSpeed has seen it. Only adapters and heads are trained; their gradients are small.
+What DeepSpeed does here is what an optimizer step is: reduce the gradients, clip them, update each rank's
+part and gather the weights. The gradients of a step's micro-batches are summed on each rank before that, so
+that ranks may have different numbers of them, a step is reduced once, and one that is not finite is dropped
+before DeepSpeed has seen it. Only adapters and heads are trained; their gradients are small.
 """
 
 import contextlib
@@ -209,7 +209,7 @@ class ZeroOptimization(Optimization):
         return flats
 
     def _make_states(self) -> None:
-        """Begin AdamW's state, which it would at its first step, so that it can be read and set from now on."""
+        """Begin AdamW's state, as it would at its first step, so that it can be read and set from now on."""
         for flat in self._flats():
             for part in flat:
                 zeros = {key: torch.zeros_like(part) for key in _MOMENTS}
@@ -284,7 +284,6 @@ def _prepare(backbone: "Backbone", plain: Optimization) -> Any:
 
 def _settings(plain: Optimization) -> dict[str, Any]:
     """DeepSpeed's settings: everything that it or accelerate would choose by itself is said here."""
-    offload = os.environ.get
     largest = max(parameter.numel() for parameter in plain.named.values())
     return {
         "train_micro_batch_size_per_gpu": 1,
@@ -296,22 +295,30 @@ def _settings(plain: Optimization) -> dict[str, Any]:
         "fp16": {"enabled": False},
         "zero_optimization": {
             "stage": team().zero,
-            "offload_optimizer": {"device": offload("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")},
-            "offload_param": {"device": offload("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")},
+            **offloading(),
             # Adapters and heads stay whole between steps; only the frozen base is cut.
             "stage3_param_persistence_threshold": largest + 1,
-            "stage3_allgather_sequential": _one_by_one(),
+            "stage3_allgather_sequential": one_by_one(),
         },
     }
 
 
-def _one_by_one() -> bool:
+def one_by_one() -> bool:
     """Whether weights are gathered one after the other: over gloo.
 
     DeepSpeed 0.19 starts many gatherings together and waits for the last. NCCL has then done the others; gloo
     may not have, and layers would now and then run on weights that have not arrived.
     """
     return team().device.type == "cpu"
+
+
+def offloading() -> dict[str, Any]:
+    """Where the launcher wants optimizer state and weights to lie."""
+    told = os.environ.get
+    return {
+        "offload_optimizer": {"device": told("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")},
+        "offload_param": {"device": told("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")},
+    }
 
 
 @contextlib.contextmanager
@@ -321,7 +328,7 @@ def partitioned_load(precision: Precision) -> Iterator[None]:
 
     settings = {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": 3, "stage3_allgather_sequential": _one_by_one()},
+        "zero_optimization": {"stage": 3, "stage3_allgather_sequential": one_by_one()},
         # Says what type the parts have; without it they would be fp32 whatever is loaded.
         "bf16": {"enabled": precision == "bf16"},
     }

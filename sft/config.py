@@ -57,11 +57,14 @@ class SFTSettings(Settings):
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches in an optimizer step: the fewest of one size that `micro_batch_size` allows."""
+        """Micro-batches in an optimizer step on one process."""
+        return self.accumulation_over(1)
+
+    def accumulation_over(self, num_processes: int) -> int:
+        """The fewest micro-batches of one size in which every process does its part of a step."""
+        own = self.batch_size // num_processes
         return next(
-            num
-            for num in range(1, self.batch_size + 1)
-            if self.batch_size % num == 0 and self.batch_size // num <= self.micro_batch_size
+            num for num in range(1, own + 1) if own % num == 0 and own // num <= self.micro_batch_size
         )
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ summed up since the last line of the metrics. Here the hooks that write and read
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,11 @@ from trl import SFTTrainer
 
 from rlhf import checkpoints
 from rlhf.checkpoints import Best, Checkpoint
+from rlhf.distributed import restore_team_rng, team, team_rng_tensors
 from rlhf.guard import FiniteGuard
+
+if TYPE_CHECKING:
+    from rlhf.zero_trainer import TrainerEngine
 
 _LOSS = "window.loss"
 
@@ -28,7 +32,11 @@ class ResumableTrainer(SFTTrainer):
     guard: FiniteGuard
     best: Best
     _found: Checkpoint | None = None
+    _engine: "TrainerEngine | None" = None
+    _groups: list[list[nn.Parameter]]
     _gradient_norm: float = 0.0
+    computes_in_bf16 = False
+    """Under DeepSpeed, whose own bf16 would change the type of what is trained."""
     _before_step: tuple[Tensor, dict[str, int]]
 
     def keep_in(self, folder: Path, *, keep: int) -> None:
@@ -56,9 +64,12 @@ class ResumableTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         del model, trial
         scheduler: Any = self.lr_scheduler
-        tensors = {f"weights.{name}": parameter for name, parameter in self.named.items()}
-        tensors |= checkpoints.optimizer_tensors(self._plain_optimizer, self.named)
-        tensors |= checkpoints.rng_tensors() | {_LOSS: self._tr_loss}
+        if self._engine is not None:
+            tensors = self._engine.tensors()
+        else:
+            tensors = {f"weights.{name}": parameter for name, parameter in self.named.items()}
+            tensors |= checkpoints.optimizer_tensors(self._plain_optimizer, self.named)
+        tensors |= team_rng_tensors() | {_LOSS: torch.stack(team().gather(self._tr_loss.cpu()))}
         state = {
             "epoch": self.state.epoch,
             "last_logged_step": self._globalstep_last_logged,
@@ -69,7 +80,16 @@ class ResumableTrainer(SFTTrainer):
             **self.guard.state(),
         }
         step, keep = self.state.global_step, self.keep_checkpoints
-        checkpoints.save(self.folder, step, tensors, state, keep=keep, best=self.best.step)
+        team().lead(
+            lambda: checkpoints.save(self.folder, step, tensors, state, keep=keep, best=self.best.step)
+        )
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        # DeepSpeed drops groups without parameters, and a checkpoint has the same groups with and without it.
+        optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["params"]]
+        self._groups = [list(group["params"]) for group in optimizer.param_groups]
+        return optimizer
 
     @property
     def _plain_optimizer(self) -> torch.optim.Optimizer:
@@ -96,21 +116,45 @@ class ResumableTrainer(SFTTrainer):
         return epochs, steps * self.args.gradient_accumulation_steps
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, *_: Any) -> Any:
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[no-untyped-call]
+        if team().zero:
+            self._engine = self._take_engine()
         if self._found is not None:
             scheduler: Any = self.lr_scheduler
             scheduler.load_state_dict(self._found.state["schedule"])
-            with torch.no_grad():
-                for name, parameter in self.named.items():
-                    parameter.copy_(self._found.tensors[f"weights.{name}"])
-            checkpoints.restore_optimizer(self._plain_optimizer, self.named, self._found.tensors)
+            self._load(self._found)
         return prepared
+
+    def _take_engine(self) -> "TrainerEngine":
+        from rlhf.zero_trainer import TrainerEngine
+
+        engine = TrainerEngine(self.model_wrapped, self.named, self._groups)
+        steps = self.args.gradient_accumulation_steps
+        engine.check(accumulation=steps, max_grad_norm=self.args.max_grad_norm)
+        return engine
+
+    def _load(self, found: Checkpoint) -> None:
+        if self._engine is not None:
+            self._engine.restore(found.tensors)
+            return
+        with torch.no_grad():
+            for name, parameter in self.named.items():
+                parameter.copy_(found.tensors[f"weights.{name}"])
+        checkpoints.restore_optimizer(self._plain_optimizer, self.named, found.tensors)
+
+    def trained_model(self) -> Any:
+        """The model after training, whole on every rank."""
+        if self._engine is not None:
+            self._engine.release()
+        return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
 
     def restore_window(self) -> None:
         """Put back what has been summed up since the last line of the metrics."""
         if self._found is not None:
             state = self._found.state
-            self._tr_loss = self._found.tensors[_LOSS].to(self.args.device, copy=True)
+            sums = self._found.tensors[_LOSS]  # every rank's own; their mean is what is logged
+            own = sums[team().rank] if len(sums) == team().size else sums.mean()
+            self._tr_loss = own.to(self.args.device, copy=True)
             self._globalstep_last_logged = state["last_logged_step"]
             self._metrics["train"].update(state["window"])
             self._total_train_tokens = state["tokens_seen"]
@@ -118,7 +162,7 @@ class ResumableTrainer(SFTTrainer):
     def _load_rng_state(self, checkpoint: Any) -> None:
         del checkpoint
         if self._found is not None:
-            checkpoints.restore_rng(self._found.tensors)
+            restore_team_rng(self._found.tensors)
 
     # Steps that are not finite.
 
@@ -128,7 +172,7 @@ class ResumableTrainer(SFTTrainer):
         self._before_step = (self._tr_loss.clone(), counts)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         self._gradient_norm = float(norm)
         return norm
 
@@ -139,13 +183,26 @@ class ResumableTrainer(SFTTrainer):
             NotFiniteError: several steps in a row were not; the state is that before the last of them.
         """
         loss, counts = self._before_step
-        figures = (float(self._tr_loss), self._gradient_norm)
-        if all(math.isfinite(figure) for figure in figures):
-            self.guard.passes(figures)
+        if self._is_finite():
+            self.guard.passes([])
             return
         self._tr_loss = loss
         for name, values in self._metrics["train"].items():
             del values[counts.get(name, 0) :]
-        self._plain_optimizer.zero_grad(set_to_none=True)  # without gradients a step changes nothing
-        self.guard.passes(figures)
+        self.guard.passes([math.nan])
         self._globalstep_last_logged += 1  # the window has one step less
+        scheduler: Any = self.lr_scheduler
+        if self._engine is None:
+            self._plain_optimizer.zero_grad(set_to_none=True)  # without gradients a step changes nothing
+        else:
+            scheduler.step()  # which transformers leaves out, and the learning rate is a function of the step
+
+    def compute_loss_context_manager(self) -> Any:
+        if self._engine is None or not self.computes_in_bf16:
+            return super().compute_loss_context_manager()
+        return torch.autocast(self.args.device.type, dtype=torch.bfloat16)
+
+    def _is_finite(self) -> bool:
+        if self._engine is not None:
+            return not self._engine.skipped
+        return math.isfinite(float(self._tr_loss)) and math.isfinite(self._gradient_norm)

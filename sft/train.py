@@ -16,7 +16,7 @@ from rlhf.backbone import Backbone
 from rlhf.chat import check_room
 from rlhf.checkpoints import Checkpoint
 from rlhf.config import LengthSettings, Recipe
-from rlhf.distributed import start_process
+from rlhf.distributed import newest_checkpoint, start_process
 from rlhf.errors import UserError
 from rlhf.guard import NotFiniteError
 from rlhf.records import Demonstration, Prompt
@@ -25,7 +25,7 @@ from rlhf.tracking import Tracker, print_result, progress, track
 from sft.config import SFTSettings
 from sft.data import Encoder, Examples, texts
 from sft.measure import COLUMNS, Samples, held_out_figures, sample_answers
-from sft.model import Start, choose_pad, merge, published_dtype, set_tokens, start, write
+from sft.model import Start, choose_pad, merge, published_dtype, set_tokens, start, training_precision, write
 from sft.packing import check_packing
 from sft.trainer import Watch, build_trainer
 
@@ -42,10 +42,11 @@ class Prepared:
 
 def train(recipe: Recipe, settings: SFTSettings, stage: StageRun) -> None:
     """Fine-tune, measure and publish; goes on from the newest checkpoint of a half-finished stage."""
-    device = start_process(recipe.run).device
+    precision = training_precision(recipe.model)
+    device = start_process(recipe.run, max_grad_norm=settings.max_grad_norm, precision=precision).device
     prepared = prepare(recipe, settings)
     prepared.account.print("sft: demonstrations")
-    found = checkpoints.latest(stage.folder) if stage.resuming else None
+    found = newest_checkpoint(stage.folder) if stage.resuming else None
     resume_step = None if found is None else found.step
     stage.drop_replaced()
     with track(recipe, "sft", stage.folder, resume_step=resume_step) as tracker:
@@ -109,17 +110,19 @@ def fine_tune(
     if found is not None:
         trainer.go_on_from(found)
     num_steps = math.ceil(settings.num_epochs * math.ceil(len(trainer.lengths) / settings.batch_size))
+    held_out = prepared.examples.held_out
     with progress(num_steps, "sft") as bar:
-        trainer.watch(
-            Watch(tracker, settings, bar.update, lambda m: held_out_figures(m, prepared.examples.held_out))
-        )
+        watch = Watch(tracker, settings, bar.update, lambda model: held_out_figures(model, held_out))
+        trainer.watch(watch)
         try:
             with preemption.deferred():  # `Watch` saves and ends the training
                 trainer.train()
+                if watch.is_stopped:
+                    preemption.stop()
         except NotFiniteError:
             trainer.save()
             raise
-    prepared.start.model = merge(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
+    prepared.start.model = merge(trainer.trained_model())
     return num_steps
 
 

@@ -20,7 +20,9 @@ from trl import SFTConfig
 from rlhf import preemption
 from rlhf.checkpoints import CHECKPOINTS
 from rlhf.config import LoraSettings, Recipe
+from rlhf.distributed import team
 from rlhf.errors import UserError
+from rlhf.zero_trainer import trainer_options
 from sft.config import SFTSettings
 from sft.data import Example, dataset
 from sft.model import Start, training_precision
@@ -138,6 +140,7 @@ class Watch(TrainerCallback):
     ) -> None:
         self.tracker, self.advance, self.measure = log, advance, measure
         self.every, self.saves = settings.eval_every_steps, bool(settings.checkpoint_every_steps)
+        self.is_stopped = False
         self.trainer: Trainer
         self._last = (time.monotonic(), 0.0)
 
@@ -164,8 +167,8 @@ class Watch(TrainerCallback):
             loss = figures.get(_MEASURED_LOSS)
             if loss is not None and self.trainer.best.offer(step, -loss) and self.saves:
                 control.should_save = True
-        if preemption.requested():
-            control.should_save = control.should_training_stop = True
+        if team().any(preemption.requested()):
+            control.should_save = control.should_training_stop = self.is_stopped = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" not in logs:
@@ -200,8 +203,26 @@ def build_trainer(
             peft_config=_lora(start.model, settings.lora) if settings.method == "lora" else None,
         )
     trainer.keep_in(folder, keep=settings.keep_checkpoints)
+    trainer.computes_in_bf16 = training_precision(recipe.model) == "bf16"
     trainer.fill_up()
     return trainer
+
+
+def rows_at_a_time(settings: SFTSettings) -> tuple[int, int]:
+    """Rows of a micro-batch on every rank, and micro-batches of a step.
+
+    Raises:
+        UserError: the batch cannot be cut over the ranks.
+    """
+    size = team().size
+    if settings.batch_size % size:
+        raise UserError(
+            f"{settings.batch_size} sequences cannot be cut over {size} processes",
+            where="sft.batch_size",
+            fix="Make it a multiple of the number of processes.",
+        )
+    accumulation = settings.accumulation_over(size)
+    return settings.batch_size // (size * accumulation), accumulation
 
 
 def _arguments(recipe: Recipe, settings: SFTSettings, *, folder: Path, device: torch.device) -> SFTConfig:
@@ -209,20 +230,26 @@ def _arguments(recipe: Recipe, settings: SFTSettings, *, folder: Path, device: t
     checkpointing = (
         "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     )
-    options: dict[str, Any] = {checkpointing: settings.gradient_checkpointing}
+    rows, accumulation = rows_at_a_time(settings)
+    options: dict[str, Any] = {
+        checkpointing: settings.gradient_checkpointing,
+        "bf16": training_precision(recipe.model) == "bf16",
+        "use_cpu": device.type == "cpu",
+    }
+    if team().zero:
+        options |= {"bf16": False} | trainer_options(rows, accumulation, max_grad_norm=settings.max_grad_norm)
     args = SFTConfig(
         output_dir=str(folder / CHECKPOINTS),
         seed=recipe.run.seed,
         data_seed=recipe.run.seed,
         num_train_epochs=settings.num_epochs,
-        per_device_train_batch_size=settings.batch_size // settings.accumulation,
-        gradient_accumulation_steps=settings.accumulation,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=_SCHEDULES[settings.schedule],
         warmup_steps=settings.warmup_fraction,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        bf16=training_precision(recipe.model) == "bf16",
         completion_only_loss=True,
         packing=settings.packing,
         packing_strategy="bfd",
@@ -235,7 +262,6 @@ def _arguments(recipe: Recipe, settings: SFTSettings, *, folder: Path, device: t
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=device.type == "cuda",
-        use_cpu=device.type == "cpu",
         **options,
     )
     args._n_gpu = min(args.n_gpu, 1)  # one process, one device: never torch's DataParallel

@@ -66,12 +66,13 @@ class Process:
             self.events.append(Event(int(process), int(rank), phase, edge == "begin"))
         return self.events
 
-    def wait_for(self, phase: str, count: int) -> Event | None:
-        """The event with which the phase begins the `count`-th time, or None if the process ends before."""
+    def wait_for(self, phase: str, count: int, *, rank: int = 0) -> Event | None:
+        """The event with which a rank begins the phase the `count`-th time; None if it ends before."""
         until = time.monotonic() + _HANG_SECONDS
         while time.monotonic() < until:
             ended = self.popen.poll() is not None
-            found = [event for event in self.read() if event.phase == phase and event.begins]
+            begun = (event for event in self.read() if event.begins and event.rank == rank)
+            found = [event for event in begun if event.phase == phase]
             if len(found) >= count:
                 return found[count - 1]
             if ended:
@@ -79,10 +80,12 @@ class Process:
             time.sleep(0.002)
         raise AssertionError(f"{phase} did not begin within {_HANG_SECONDS} s")
 
-    def phase(self) -> str | None:
-        """The phase that was under way when the process ended: begun and not ended, the innermost."""
+    def phase(self, struck: int) -> str | None:
+        """The phase that was under way when a process ended: begun and not ended, the innermost."""
         open_phases: list[str] = []
         for event in self.read():
+            if event.process != struck:
+                continue
             if event.begins:
                 open_phases.append(event.phase)
             elif event.phase in open_phases:
@@ -110,8 +113,11 @@ def kill_session(leader: int) -> None:
 class Soak:
     """Two runs in one folder, `straight` and `killed`, from the same SFT and reward models."""
 
-    def __init__(self, folder: Path, config: str, settings: Sequence[str], *, seed: int) -> None:
+    def __init__(
+        self, folder: Path, config: str, settings: Sequence[str], *, seed: int, num_processes: int = 1
+    ) -> None:
         self.folder, self.config, self.settings = folder, config, list(settings)
+        self.num_processes = num_processes
         self.random = random.Random(seed)
         self.seconds: dict[str, float] = {}
         """Phase → how long it takes, by which a blow is timed."""
@@ -120,9 +126,13 @@ class Soak:
         self.statuses: Counter[int] = Counter()
 
     def command(self, stage: str, name: str) -> list[str]:
+        launcher = list[str]()
+        if stage == "ppo" and self.num_processes > 1:
+            launcher = ["accelerate.commands.launch", "--config_file=configs/accelerate/zero2.yaml"]
+            launcher += [f"--num_processes={self.num_processes}", "--main_process_port=0", "-m"]
         module = "tests.soak_child" if stage == "ppo" else stage
         overrides = [f"run.folder={self.folder}", f"run.name={name}", *self.settings]
-        return [sys.executable, "-m", module, "--config", self.config, *overrides]
+        return [sys.executable, "-m", *launcher, module, "--config", self.config, *overrides]
 
     def prepare(self) -> None:
         """Make the SFT and the reward model, and let one run go through."""
@@ -145,7 +155,8 @@ class Soak:
     def strike(self, phase: str, number: int = signal.SIGKILL) -> bool:
         """Start the run, send it a signal in the middle of `phase`; whether it was still running."""
         process = Process(self.command("ppo", "killed"), self.folder)
-        event = process.wait_for(phase, self.random.choice((1, 2)))
+        rank = 0 if phase == "saving" else self.random.randrange(self.num_processes)
+        event = process.wait_for(phase, self.random.choice((1, 2)), rank=rank)
         if event is None:
             assert process.end() == 0, f"the run failed by itself: see {self.folder / 'log'}"
             return False
@@ -153,7 +164,7 @@ class Soak:
         if process.popen.poll() is None:
             os.kill(event.process, number)
         self.statuses[process.end()] += 1
-        self.blows[process.phase() or "between"] += 1
+        self.blows[process.phase(event.process) or "between"] += 1
         return True
 
     def finish(self) -> None:
@@ -206,13 +217,22 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", default="tests/integration/micro.yaml", help="a recipe with all stages")
     parser.add_argument("--kills", type=int, default=20, help="blows in all")
     parser.add_argument("--each", type=int, default=5, help="blows in each phase, at least")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="of the run, under ZeRO-2 if there are several"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("settings", nargs="*", help="more settings of the run")
     arguments = parser.parse_args(argv)
     started = time.monotonic()
     many = [f"ppo.num_iterations={3 * arguments.kills // 2 + 4}", "ppo.checkpoint_every_iterations=1"]
     with tempfile.TemporaryDirectory(prefix="soak-") as name:
-        soak = Soak(Path(name), arguments.config, [*many, *arguments.settings], seed=arguments.seed)
+        soak = Soak(
+            Path(name),
+            arguments.config,
+            [*many, *arguments.settings],
+            seed=arguments.seed,
+            num_processes=arguments.processes,
+        )
         soak.prepare()
         print(f"the uninterrupted run: {time.monotonic() - started:.0f} s", flush=True)
         while soak.blows.total() < arguments.kills or min(soak.blows[p] for p in PHASES) < arguments.each:

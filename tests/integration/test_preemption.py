@@ -175,7 +175,7 @@ def test_a_full_disk_is_a_clear_error_and_costs_nothing(
         (small_disk / "filler").write_bytes(bytes(left))
 
     with monkeypatch.context() as patch:
-        patch.setattr(ppo.train, "collect", at_call(2, fill_up, ppo.train.collect))
+        patch.setattr(ppo.train, "collect", at_call(2, fill_up, ppo.rollout.collect))
         assert start("ppo", small_disk, *common) == 2
     error = capsys.readouterr().err
     assert "cannot store the results (No space left on device)" in error

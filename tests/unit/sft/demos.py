@@ -93,3 +93,14 @@ def trainer(
 def weights(trained: Trainer) -> dict[str, torch.Tensor]:
     model: Any = trained.model
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def poison(trained: Trainer, steps: set[int]) -> None:
+    """Make the loss of these optimizer steps, counted from 1, not a number."""
+    compute = trained.compute_loss
+
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
+        loss = compute(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return loss * float("nan") if trained.state.global_step + 1 in steps else loss
+
+    trained.compute_loss = poisoned  # type: ignore[method-assign]

@@ -16,7 +16,7 @@ from rlhf.errors import UserError
 from rlhf.guard import NotFiniteError
 from sft.data import Example
 from sft.trainer import SeededOrder, Trainer
-from tests.unit.sft.demos import Log, random_examples, sft_settings, small_start, trainer, weights
+from tests.unit.sft.demos import Log, poison, random_examples, sft_settings, small_start, trainer, weights
 
 EXAMPLES = random_examples(22)
 
@@ -234,17 +234,6 @@ def test_the_newest_checkpoints_are_kept_and_the_best(tmp_path: Path) -> None:
     trainer(tmp_path, settings, EXAMPLES, measure=measure).train()
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["step-000002", "step-000005", "step-000006"]
-
-
-def poison(trained: Trainer, steps: set[int]) -> None:
-    """Make the loss of these optimizer steps, counted from 1, not a number."""
-    compute = trained.compute_loss
-
-    def poisoned(*args: Any, **kwargs: Any) -> Any:
-        loss = compute(*args, **kwargs)
-        return loss * float("nan") if trained.state.global_step + 1 in steps else loss
-
-    trained.compute_loss = poisoned  # type: ignore[method-assign]
 
 
 def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path: Path) -> None:
