@@ -9,12 +9,17 @@
 ##   LABELER  who is at work in `make label` [your login name]
 ##   PORT     where `make serve` listens, on this machine alone [8000]
 ##   SET      more settings, as shell words: SET="ppo.kl.coefficient=0.1 run.device=cpu"
-##   GPUS     GPUs that `make plan` plans for [this machine's own device]
-##   ZERO     the ZeRO stage that `make plan` plans for, 0 to 3 [0]
+##   GPUS     processes on each node, one a GPU (or on the CPU where there is none); GPUs to plan for [1]
+##   ZERO     DeepSpeed's ZeRO stage, 1 to 3: docs/cluster.md [none; 2 on several processes]
+##   OFFLOAD=1  with ZERO=2 or 3: optimizer state (under 3 also weights) in the CPU's memory
+##   NODES    machines, each with its own `make` [1]
+##   NODE_RANK  which of them this is, from 0 [SLURM's]
+##   MASTER   where they meet: host:port of number 0
 ##   MEMORY   GiB of each of those devices [what this machine's device has]
 ##   TOKENS   the longest sequence that `make plan` takes for granted, where the recipe sets no length.max_tokens
 ##   CLEAN=1  throw away what the stage has already made, and start it again
 ##   BENCH    what the `make bench` targets are told: BENCH="ppo-real --rounds 1" [nothing]
+##   SOAK     what `make soak` is told: SOAK="--kills 6 --each 2" [20 kills, 5 in each phase at least]
 ##   TESTS    what `make test` passes to pytest: TESTS="tests/unit -k config" [all tests]
 ##   JOBS     processes that `make test` spreads the files of tests over [one a core, 4 at most]
 ##   VENV     the virtual environment to make and use; VENV=none: use PYTHON as it is [.venv]
@@ -30,10 +35,15 @@ PORT = 8000
 SET =
 GPUS =
 ZERO =
+OFFLOAD =
+NODES =
+NODE_RANK = $(SLURM_NODEID)
+MASTER =
 MEMORY =
 TOKENS =
 CLEAN =
 BENCH =
+SOAK =
 TESTS =
 JOBS = auto
 VENV ?= .venv
@@ -41,7 +51,7 @@ PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .PHONY: help install plan sft reward ppo chat demonstrations samples rankings label serve stories hh clean-run
-.PHONY: check lint types test format bench bench-learning bench-gpu
+.PHONY: check lint types test format soak bench bench-learning bench-gpu
 # Goals run one after the other in the order given, also under -j: each needs what the one before published.
 .NOTPARALLEL:
 
@@ -63,6 +73,13 @@ overrides = $(if $(RUN),$(call quoted,run.name=$(call yaml,$(RUN)))) \
 recipe = --config $(call quoted,$(CONFIG)) $(overrides)
 clean = $(if $(filter-out 0,$(CLEAN)),--clean)
 
+# One process without DeepSpeed is a plain Python; everything else goes through accelerate's launcher.
+launched = $(filter-out 1,$(GPUS))$(filter-out 1,$(NODES))$(filter-out 0,$(ZERO))
+launch = $(if $(strip $(launched)),rlhf.launch $(if $(GPUS),--gpus $(call quoted,$(GPUS))) \
+         $(if $(ZERO),--zero $(call quoted,$(ZERO))) $(if $(filter-out 0,$(OFFLOAD)),--offload) \
+         $(if $(NODES),--nodes $(call quoted,$(NODES))) $(if $(NODE_RANK),--node-rank $(call quoted,$(NODE_RANK))) \
+         $(if $(MASTER),--master $(call quoted,$(MASTER))))
+
 help: ## list targets and variables
 	@echo 'Targets:'
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' Makefile
@@ -74,13 +91,13 @@ plan: install ## what each stage needs per device, and whether it fits, from the
 	  $(if $(MEMORY),--memory $(call quoted,$(MEMORY))) $(if $(TOKENS),--tokens $(call quoted,$(TOKENS)))
 
 sft: install ## stage 1: fine-tune the model on demonstrations
-	$(python) -m sft $(recipe) $(clean)
+	$(python) -m $(launch) sft $(recipe) $(clean)
 
 reward: install ## stage 2: train the reward model on rankings
-	$(python) -m reward $(recipe) $(clean)
+	$(python) -m $(launch) reward $(recipe) $(clean)
 
 ppo: install ## stage 3: train the policy against the reward model
-	$(python) -m ppo $(recipe) $(clean)
+	$(python) -m $(launch) ppo $(recipe) $(clean)
 
 chat: install ## talk to the policy that stage 3 published
 	$(python) -m ppo.chat $(recipe)
@@ -116,6 +133,9 @@ bench-learning: install ## race PPO against TRL on the stories task: who learns 
 
 bench-gpu: install ## measure what only a CUDA device can answer: correctness, speed, memory
 	$(python) -m benchmarks.gpu $(BENCH)
+
+soak: install ## kill PPO 20 times, start it again, and compare with a run left alone (SOAK="--kills 6")
+	$(python) -m tests.soak $(SOAK)
 
 clean-run: ## delete the folder runs/RUN (give RUN)
 	@case $(call quoted,$(RUN)) in \

@@ -100,7 +100,8 @@ def _samples(recipe: Recipe, *, clean: bool) -> int:
     settings = _group(recipe, "samples", _section(recipe).samples)
     inputs = {"sft/model": require(recipe.run_folder, "sft").artifact_sha256}
     inputs |= source_fingerprints("prompts", settings.prompts, run_folder=recipe.run_folder)
-    stage = _open(recipe, "samples", inputs, clean=clean, sections=("labeling", "model", "run"))
+    sections = ("labeling", "model", "run")
+    stage = _open(recipe, "samples", inputs, clean=clean, sections=sections, reads=["sft"])
     if stage is not None:
         from labeling.sample import make_samples
 
@@ -148,13 +149,19 @@ def _group(recipe: Recipe, name: str, group: Group | None) -> Group:
 
 
 def _open(
-    recipe: Recipe, name: str, inputs: dict[str, str], *, clean: bool, sections: Sequence[str]
+    recipe: Recipe,
+    name: str,
+    inputs: dict[str, str],
+    *,
+    clean: bool,
+    sections: Sequence[str],
+    reads: Sequence[str] = (),
 ) -> StageRun | None:
     """Open the stage of one command, which the other commands' settings do not make stale."""
     settings = _section(recipe)
     own = LabelingSettings.model_validate({name: getattr(settings, name)})
     narrowed = dataclasses.replace(recipe, sections={**recipe.sections, "labeling": own})
-    return StageRun.open(recipe, name, inputs, clean=clean, sections=sections, counted=narrowed)
+    return StageRun.open(recipe, name, inputs, reads=reads, clean=clean, sections=sections, counted=narrowed)
 
 
 _RUN = {"demonstrations": _demonstrations, "samples": _samples, "rankings": _rankings}

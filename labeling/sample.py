@@ -194,7 +194,7 @@ def load_everywhere(
     path: str | Path, run: RunSettings, *, settings: ModelSettings, revision: str | None = None
 ) -> tuple[Backbone, ...]:
     """The model on every CUDA device there is, or on the one device that `run` names."""
-    device = start_process(run)
+    device = start_process(run).device
     devices = [device]
     if device.type == "cuda" and device.index is None:
         devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]

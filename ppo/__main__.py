@@ -27,7 +27,8 @@ def main(argv: Sequence[str]) -> int:
         inputs["reward"] = scorer_fingerprint(settings.reward)
     if settings.evaluation.gold:
         inputs["gold"] = scorer_fingerprint(settings.evaluation.gold)
-    stage = StageRun.open(recipe, "ppo", inputs, clean=arguments.clean)
+    reads = [name for name in ("sft", "reward") if f"{name}/model" in inputs]
+    stage = StageRun.open(recipe, "ppo", inputs, reads=reads, clean=arguments.clean)
     if stage is None:
         return 0
     from ppo.train import train  # torch and transformers load only when there is work

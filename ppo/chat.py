@@ -53,7 +53,7 @@ class Conversation:
         from rlhf.distributed import start_process
 
         settings = cast(PPOSettings, recipe.section("ppo"))
-        device = start_process(recipe.run)
+        device = start_process(recipe.run).device
         self.backbone = Backbone.load(
             recipe.run_folder / "sft" / "model", settings=recipe.model, device=device
         )

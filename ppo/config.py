@@ -102,6 +102,10 @@ class PPOSettings(Settings):
     """Measurements on held-out prompts."""
     checkpoint_every_iterations: int = setting(10, semantic=False, ge=1)
     """Iterations between two checkpoints."""
+    keep_checkpoints: int = setting(2, semantic=False, ge=1)
+    """Newest checkpoints that are kept, beside the best by the held-out gold score (without one: reward)."""
+    publish: Literal["last", "best"] = "last"
+    """Which policy is published: that of the last iteration, or the best one that was measured."""
     sample_table_every: int = setting(10, semantic=False, ge=0)
     """Iterations between two tables of rollouts; 0 writes none."""
     export_merged: bool = False

@@ -1,14 +1,18 @@
 """Measurements on held-out prompts: before, during and after training, and against best-of-n."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ppo.config import PPOSettings
 from ppo.models import RewardSource
 from ppo.rollout import PromptSet, Sampled, collect, final_scores, score_tokens
 from rlhf.backbone import REFERENCE, Backbone
+from rlhf.distributed import team, whole_weights
+from rlhf.errors import UserError
 from rlhf.evaluation import best_of_n_kl, distinct_n
 from rlhf.rollouts import from_lists
 from rlhf.scorers import Scorer
@@ -45,16 +49,19 @@ class Evaluator:
         """
         indices = [i for i in range(len(self.prompts)) for _ in range(samples_per_prompt)]
         keys = [(EVALUATION, i, s) for i in range(len(self.prompts)) for s in range(samples_per_prompt)]
-        sampled = collect(
-            self.backbone,
-            self.prompts.take(indices),
-            keys,
-            self.reward,
-            self.settings,
-            role=role,
-            seed=self.seed,
-        )
-        gold = self.gold(sampled.prompts, sampled.responses) if self.gold else None
+        with whole_weights(self.backbone):
+            sampled = collect(
+                self.backbone,
+                self.prompts.take(indices),
+                keys,
+                self.reward,
+                self.settings,
+                role=role,
+                seed=self.seed,
+            )
+        gold = None
+        if (scorer := self.gold) is not None:
+            gold = team().lead(lambda: scorer(sampled.prompts, sampled.responses))
         return Measurement(sampled, gold, self._figures(sampled, gold))
 
     def best_of_n(self) -> dict[int, dict[str, float]]:
@@ -70,16 +77,17 @@ class Evaluator:
         results: dict[int, dict[str, float]] = {}
         for n in sizes:
             groups = scores[:, : sizes[-1] // n * n].reshape(len(self.prompts), -1, n)
+            groups = groups.nan_to_num(nan=-math.inf)  # what has no score is never the best
             best = groups.argmax(-1) + torch.arange(groups.shape[1]) * n
             rows = (best + torch.arange(len(self.prompts)).unsqueeze(1) * sizes[-1]).flatten().tolist()
-            results[n] = {"reward": float(scores.flatten()[rows].mean()), "kl": best_of_n_kl(n)}
+            results[n] = {"reward": finite_mean(scores.flatten()[rows]), "kl": best_of_n_kl(n)}
             if drawn.gold is not None:
                 results[n]["gold"] = sum(drawn.gold[row] for row in rows) / len(rows)
         return results
 
     def _figures(self, sampled: Sampled, gold: Sequence[float] | None) -> dict[str, float]:
         figures = {
-            "reward_mean": float(final_scores(sampled, self.settings).mean()),
+            "reward_mean": finite_mean(final_scores(sampled, self.settings)),
             "kl_nats_per_response": float(sampled.kl_B.mean()),
             "response_tokens_mean": float(sampled.rollouts.response_lengths_B.float().mean()),
             "eos_rate": float(sampled.rollouts.ended_B.float().mean()),
@@ -88,6 +96,22 @@ class Evaluator:
         if gold is not None:
             figures["gold_mean"] = sum(gold) / len(gold)
         return figures
+
+
+def finite_mean(scores_B: Tensor) -> float:
+    """Mean of the scores that are finite.
+
+    Raises:
+        UserError: none is.
+    """
+    finite = scores_B[scores_B.isfinite()]
+    if not len(finite):
+        raise UserError(
+            f"none of {len(scores_B)} held-out responses has a finite score",
+            where="ppo.reward",
+            fix="Mend the scorer that ppo.reward names, or train the reward model anew.",
+        )
+    return float(finite.mean())
 
 
 def merged_gap(sampled: Sampled, merged: Backbone, settings: PPOSettings) -> dict[str, float]:

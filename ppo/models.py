@@ -27,7 +27,10 @@ class RewardSource(Protocol):
     """Anything that scores finished responses; higher is better."""
 
     def score(self, rollouts: Rollouts, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        """One score (B,) in fp32 for every rollout, given as token ids and as text."""
+        """One score (B,) in fp32 for every rollout, given as token ids and as text.
+
+        A score that is not finite is none: that rollout is left out of what is learned and measured.
+        """
 
 
 class AdapterReward:
@@ -50,7 +53,7 @@ class FunctionReward:
     """A Python function of prompt and response text, taken as it is."""
 
     def __init__(self, spec: str) -> None:
-        self._scorer = load_scorer(spec)
+        self._scorer = load_scorer(spec, all_finite=False)
 
     def score(self, rollouts: Rollouts, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         return torch.tensor(self._scorer(prompts, responses), device=rollouts.ended_B.device)

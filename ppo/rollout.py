@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from ppo.config import PPOSettings
 from ppo.kl import k1
 from ppo.models import POLICY, VALUE, RewardSource
 from rlhf.backbone import REFERENCE, Backbone
+from rlhf.distributed import balanced, team
 from rlhf.masked import whiten
-from rlhf.rollouts import Rollouts, responses_text
+from rlhf.rollouts import Rollouts, merge_shares, responses_text
 from rlhf.sampling import sample
 
 # Shapes: B rollouts, P prompt tokens, T response tokens (right-padded), N real response tokens.
@@ -53,10 +54,35 @@ class Sampled:
     reference_logprobs_BT: Tensor
     sampler_gap_N: Tensor
     """|Sampler's log-probability − training forward's| of the tokens that were compared, nats."""
+    own: Rollouts
+    """This rank's share of what was sampled, with the states of the frozen trunk; alone, all of it."""
+    rows_B: Tensor
+    """Each rollout's row among all that were sampled, by which the ranks shared them."""
 
     @property
     def mask_BT(self) -> Tensor:
         return self.rollouts.response_mask_BT
+
+    def with_finite_scores(self) -> "Sampled | None":
+        """Without the rows whose score is not finite; None if there is no other."""
+        finite_B = self.scores_B.isfinite()
+        if bool(finite_B.all()):
+            return self
+        rows = finite_B.nonzero().squeeze(1)
+        if not len(rows):
+            return None
+        rollouts = self.rollouts.select(rows)
+        width = rollouts.response_mask_BT.shape[1]
+        return replace(
+            self,
+            rollouts=rollouts,
+            rows_B=self.rows_B[rows],
+            prompts=[self.prompts[row] for row in rows.tolist()],
+            responses=[self.responses[row] for row in rows.tolist()],
+            scores_B=self.scores_B[rows],
+            logprobs_BT=self.logprobs_BT[rows, :width],
+            reference_logprobs_BT=self.reference_logprobs_BT[rows, :width],
+        )
 
     @property
     def kl_B(self) -> Tensor:
@@ -69,11 +95,37 @@ class Experience:
     """What an iteration's updates need; all (B, T) and 0 in padding."""
 
     rollouts: Rollouts
+    own: Rollouts
+    rows_B: Tensor
+    """As in `Sampled`."""
     old_logprobs_BT: Tensor
     old_values_BT: Tensor
     advantages_BT: Tensor
     """Whitened over every real token of the iteration."""
     returns_BT: Tensor
+
+    def cut(self, rows: Tensor) -> tuple[Tensor, Rollouts | None]:
+        """Those of `rows` that this rank trains on, and their rollouts: everyone some of like length in all.
+
+        Where the frozen trunk's states were kept, they are those that the rank has them of.
+        """
+        ours = team()
+        if ours.size == 1:
+            return rows, self.rollouts.select(rows)
+        if self.own.trunk_BLH is not None:
+            mine = rows[self.rows_B[rows] % ours.size == ours.rank]
+            return mine, self.own.select(self.rows_B[mine] // ours.size) if len(mine) else None
+        lengths = self.rollouts.lengths_B[rows].tolist()
+        mine = rows[balanced(lengths, ours.size)[ours.rank]]
+        return mine, self.rollouts.select(mine) if len(mine) else None
+
+    def targets(self, rows: Tensor | None, part: Rollouts) -> list[Tensor]:
+        """Old log-probabilities, old values, advantages and returns (N,) of the tokens of `part`."""
+        grids = (self.old_logprobs_BT, self.old_values_BT, self.advantages_BT, self.returns_BT)
+        if rows is None:
+            return [grid_BT.new_zeros(len(part.response_tokens_N)) for grid_BT in grids]
+        width = part.response_ids_BT.shape[1]
+        return [grid_BT[rows, :width][part.response_mask_BT] for grid_BT in grids]
 
 
 def schedule_prompts(
@@ -107,34 +159,57 @@ def collect(
     role: str,
     seed: int,
 ) -> Sampled:
-    """Sample one response to each prompt from `role` and score it."""
-    rollouts = sample(backbone, prompts.ids, role=role, settings=settings.sampling, keys=keys, seed=seed)
-    rollouts = rollouts.with_trunk(backbone, settings.micro_batch_tokens)
-    responses = responses_text(backbone, rollouts, settings.sampling)
-    scores_B = reward.score(rollouts, prompts.texts, responses)
-    logprobs_BT, gap_N = old_logprobs(backbone, rollouts, settings, role=role)
-    if role == REFERENCE:
-        reference_BT = logprobs_BT
-    else:
-        reference_BT = score_tokens(backbone, rollouts, settings, role=REFERENCE)
-    return Sampled(rollouts, list(prompts.texts), responses, scores_B, logprobs_BT, reference_BT, gap_N)
+    """Sample one response to each prompt from `role` and score it; every rank does its share of both."""
+    ours, total = team(), len(prompts)
+    rows = ours.share(total)
+    mine, own_keys = prompts.take(rows), [keys[row] for row in rows]
+    own = sample(backbone, mine.ids, role=role, settings=settings.sampling, keys=own_keys, seed=seed)
+    own = own.with_trunk(backbone, settings.micro_batch_tokens)
+    responses = responses_text(backbone, own, settings.sampling)
+    scores_B = reward.score(own, mine.texts, responses)
+    logprobs_BT, gap_N = old_logprobs(backbone, own, settings, role=role, rows=rows)
+    is_reference = role == REFERENCE
+    reference_BT = logprobs_BT if is_reference else score_tokens(backbone, own, settings, role=REFERENCE)
+    return Sampled(
+        merge_shares(own, total),
+        list(prompts.texts),
+        ours.merge(responses, total),
+        ours.merge_rows(scores_B, total),
+        ours.merge_rows(logprobs_BT, total),
+        ours.merge_rows(reference_BT, total),
+        gap_N,
+        own,
+        torch.arange(total),
+    )
 
 
 def old_logprobs(
-    backbone: Backbone, rollouts: Rollouts, settings: PPOSettings, *, role: str
+    backbone: Backbone,
+    rollouts: Rollouts,
+    settings: PPOSettings,
+    *,
+    role: str,
+    rows: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """PPO's old log-probabilities (B, T), and how far the sampler's are from the training forward's (N,).
 
     The sampler's are taken if they agree on the first few rollouts, as they do in fp32; else, as in bf16, the
-    training forward goes over all rollouts.
+    training forward goes over all rollouts. `rows` says where each rollout stands among those of all ranks,
+    which decide together: on the same few whatever the number of ranks.
     """
-    checked = rollouts.select(range(min(_CHECKED_ROLLOUTS, len(rollouts))))
-    few_BT = score_tokens(backbone, checked, settings, role=role)
-    gap_N = (few_BT - checked.sampled_logprobs_BT)[checked.response_mask_BT].abs()
+    rows = range(len(rollouts)) if rows is None else rows
+    places = [place for place, row in enumerate(rows) if row < _CHECKED_ROLLOUTS]
+    gap_N = torch.zeros(0, device=backbone.device)
+    if places:
+        checked = rollouts.select(places)
+        few_BT = score_tokens(backbone, checked, settings, role=role)
+        gap_N = (few_BT - checked.sampled_logprobs_BT)[checked.response_mask_BT].abs()
+    gap_N = torch.cat(team().gather(gap_N.cpu()))
     if float(gap_N.max()) <= _SAMPLER_AGREES_NATS:
         return torch.where(rollouts.response_mask_BT, rollouts.sampled_logprobs_BT, 0), gap_N
     logprobs_BT = score_tokens(backbone, rollouts, settings, role=role)
-    return logprobs_BT, (logprobs_BT - rollouts.sampled_logprobs_BT)[rollouts.response_mask_BT].abs()
+    gap_N = (logprobs_BT - rollouts.sampled_logprobs_BT)[rollouts.response_mask_BT].abs()
+    return logprobs_BT, torch.cat(team().gather(gap_N.cpu()))
 
 
 @torch.no_grad()
@@ -194,5 +269,5 @@ def experience(
     )
     whitened_BT = whiten(advantages_BT, mask_BT)
     return Experience(
-        sampled.rollouts, sampled.logprobs_BT, values_BT, whitened_BT, returns_BT
+        sampled.rollouts, sampled.own, sampled.rows_B, sampled.logprobs_BT, values_BT, whitened_BT, returns_BT
     ), advantages_BT

@@ -5,6 +5,7 @@ policy and value trunks by default (a setting), reward whitening across iteratio
 normalized once, on the SFT policy's samples), and any term of the pretraining loss.
 """
 
+import math
 import time
 
 import numpy as np
@@ -14,19 +15,20 @@ from torch import Tensor
 from ppo.config import PPOSettings
 from ppo.data import Prompts, load_prompts
 from ppo.evaluate import Evaluator, Measurement, merged_gap, side_by_side
+from ppo.keeper import Keeper
 from ppo.kl import adapt, k3
 from ppo.models import POLICY, build_roles
 from ppo.rollout import Sampled, collect, experience, final_scores, schedule_prompts, score_values
 from ppo.update import Updater
 from reward.model import base_identity
-from rlhf import artifacts, checkpoints
+from rlhf import artifacts, preemption
 from rlhf.artifacts import StageRun, Writer
 from rlhf.backbone import REFERENCE, Backbone
 from rlhf.config import Recipe
-from rlhf.distributed import start_process
+from rlhf.distributed import start_process, team, whole_weights
 from rlhf.masked import masked_mean, masked_variance
 from rlhf.scorers import load_scorer
-from rlhf.tracking import Tracker, print_result, progress
+from rlhf.tracking import Tracker, print_result, progress, track
 
 
 class PPO:
@@ -34,9 +36,10 @@ class PPO:
 
     def __init__(self, recipe: Recipe, settings: PPOSettings) -> None:
         self.recipe, self.settings, self.seed = recipe, settings, recipe.run.seed
-        run, device = recipe.run_folder, start_process(recipe.run)
+        run = recipe.run_folder
+        start_process(recipe.run, max_grad_norm=settings.max_grad_norm, precision=recipe.model.precision)
         sft = artifacts.require(run, "sft")
-        self.backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=device)
+        self.backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=team().device)
         self.data: Prompts = load_prompts(self.backbone, settings, seed=self.seed, run_folder=run)
         self.reward = build_roles(
             self.backbone,
@@ -64,15 +67,27 @@ class PPO:
         started, iteration, settings = time.perf_counter(), self.next_iteration, self.settings
         indices, keys = schedule_prompts(len(self.data.train), iteration, settings, seed=self.seed)
         prompts = self.data.train.take(indices)
-        sampled = collect(self.backbone, prompts, keys, self.reward, settings, role=POLICY, seed=self.seed)
-        values_BT = score_values(self.backbone, sampled.rollouts, settings)
+        cpu_started = time.process_time()
+        with whole_weights(self.backbone):
+            sampled = collect(
+                self.backbone, prompts, keys, self.reward, settings, role=POLICY, seed=self.seed
+            )
+            values_BT = score_values(self.backbone, sampled.own, settings)
+        values_BT = team().merge_rows(values_BT, len(prompts))
+        cpu = team().total({"rollout_cpu_seconds": time.process_time() - cpu_started})
+        num_unscored = len(sampled.rollouts) - int(sampled.scores_B.isfinite().sum())
+        scored = sampled.with_finite_scores()
+        if scored is None:
+            return self._skip_iteration(num_unscored)
+        sampled, values_BT = scored, values_BT[scored.rows_B, : scored.mask_BT.shape[1]]
         batch, raw_advantages_BT = experience(
             sampled, values_BT, settings, kl_coefficient=self.kl_coefficient
         )
-        updates = self.updater.update(batch, iteration=iteration)
+        updates = self.updater.update(batch, iteration=iteration) | cpu
         figures = describe(sampled, values_BT, batch.returns_BT, raw_advantages_BT, settings) | updates
+        figures["num_unscored_rollouts"] = float(num_unscored)
         figures["kl_coefficient"] = self.kl_coefficient
-        figures["policy_learning_rate"] = self.updater.optimizer.param_groups[0]["lr"]
+        figures["policy_learning_rate"] = self.updater.optimization.rate
         self._adapt_kl(figures["kl_nats_per_response"], len(sampled.rollouts))
         self.next_iteration += 1
         self._show_samples(sampled, tracker)
@@ -91,26 +106,20 @@ class PPO:
             every and self.next_iteration % every == 0
         )
 
-    def save(self, stage: StageRun) -> None:
-        """Write a complete checkpoint of the run as it stands."""
-        tensors = {f"weights.{key}": parameter.detach() for key, parameter in self.updater.named.items()}
-        tensors |= checkpoints.optimizer_tensors(self.updater.optimizer, self.updater.named)
-        state = {"kl_coefficient": self.kl_coefficient, **self.updater.guard.state()}
-        checkpoints.save(stage.folder, self.next_iteration, tensors, state, keep=2)
+    def saves_now(self) -> bool:
+        """Whether a checkpoint is due after the iteration that has just ended."""
+        done, settings = self.next_iteration, self.settings
+        return done == settings.num_iterations or done % settings.checkpoint_every_iterations == 0
 
-    def restore(self, stage: StageRun) -> bool:
-        """Go on from the newest good checkpoint, if there is one."""
-        found = checkpoints.latest(stage.folder)
-        if found is None:
-            return False
-        with torch.no_grad():
-            for key, parameter in self.updater.named.items():
-                parameter.copy_(found.tensors[f"weights.{key}"])
-        checkpoints.restore_optimizer(self.updater.optimizer, self.updater.named, found.tensors)
-        self.kl_coefficient = found.state["kl_coefficient"]
-        self.updater.guard.restore(found.state)
-        self.next_iteration = found.step
-        return True
+    def _skip_iteration(self, num_unscored: int) -> dict[str, float]:
+        """Go on to the next iteration; the figures of one in which no response has a finite score.
+
+        Raises:
+            NotFiniteError: several in a row had none.
+        """
+        self.updater.guard.passes([math.nan])
+        self.next_iteration += 1
+        return {"ppo/num_unscored_rollouts": float(num_unscored), "ppo/num_steps": 0.0}
 
     def _adapt_kl(self, kl: float, num_responses: int) -> None:
         target, horizon = self.settings.kl.target, self.settings.kl.horizon
@@ -135,25 +144,42 @@ class PPO:
 def train(recipe: Recipe, settings: PPOSettings, stage: StageRun) -> None:
     """Train, measure and publish; goes on from the newest checkpoint of a half-finished stage."""
     ppo = PPO(recipe, settings)
-    resumed = stage.resuming and ppo.restore(stage)
+    keeper = Keeper(ppo, stage)
+    resumed = stage.resuming and keeper.restore()
     ppo.data.account.print("ppo: prompts")
-    with Tracker(recipe, "ppo", stage.folder, resume_step=ppo.next_iteration if resumed else None) as tracker:
+    stage.drop_replaced()
+    with track(recipe, "ppo", stage.folder, resume_step=ppo.next_iteration if resumed else None) as tracker:
         before = ppo.evaluator.measure(REFERENCE)
-        if not resumed:
+        if resumed:
+            keeper.restore_rng()  # a scorer may have drawn random numbers just now
+        else:
             tracker.log({f"ppo/heldout_{name}": value for name, value in before.figures.items()}, step=0)
-        for _ in progress(range(ppo.next_iteration, settings.num_iterations), desc="ppo"):
-            figures = ppo.iterate(tracker)
-            if ppo.measures_now():
-                figures |= ppo.measure()[1]
-            tracker.log(figures, step=ppo.next_iteration)
-            if ppo.next_iteration % settings.checkpoint_every_iterations == 0:
-                ppo.save(stage)
-        finish(ppo, stage, tracker, before)
+            keeper.mark()
+        with keeper.saving_if_stopped():
+            run_iterations(ppo, keeper, tracker)
+            with whole_weights(ppo.backbone):
+                finish(ppo, keeper, stage, tracker, before)
 
 
-def finish(ppo: PPO, stage: StageRun, tracker: Tracker, before: Measurement) -> None:
+def run_iterations(ppo: PPO, keeper: Keeper, tracker: Tracker) -> None:
+    """All iterations that are left, with their measurements and checkpoints."""
+    for _ in progress(range(ppo.next_iteration, ppo.settings.num_iterations), desc="ppo"):
+        figures, is_best = ppo.iterate(tracker), False
+        if ppo.measures_now():
+            measured, named = ppo.measure()
+            figures, is_best = figures | named, keeper.judge(measured)
+        tracker.log(figures, step=ppo.next_iteration)
+        keeper.mark()
+        if is_best or ppo.saves_now():
+            keeper.save()
+        preemption.check()
+
+
+def finish(ppo: PPO, keeper: Keeper, stage: StageRun, tracker: Tracker, before: Measurement) -> None:
     """Compare with before and with best-of-n, publish the policy, and say what came out."""
-    settings, (after, _) = ppo.settings, ppo.measure()
+    settings = ppo.settings
+    published = keeper.choose_best() if settings.publish == "best" else ppo.next_iteration
+    after, _ = ppo.measure()
     best = ppo.evaluator.best_of_n()
     figures = summary(before, after, best, settings)
     columns, rows = side_by_side(before, after, settings.evaluation.num_table_rows)
@@ -164,10 +190,11 @@ def finish(ppo: PPO, stage: StageRun, tracker: Tracker, before: Measurement) -> 
         )
     }
     results = _table(before, after, best)
+    if settings.publish == "best":
+        figures["published_iteration"] = float(published)
+        results.append(("published", f"the policy of iteration {published}"))
     if settings.export_merged:
-        merged = ppo.backbone.merged(POLICY)
-        figures |= merged_gap(after.sampled, merged, settings)
-        outputs["merged"] = merged.save
+        figures |= team().lead(lambda: _merge(ppo, after, outputs))
         results.append(("merged, from the policy", f"{figures['merged_gap_nats_mean']:.1e} nats per token"))
     manifest = stage.publish(
         outputs, metrics=figures, accounts=ppo.data.account.to_json(), wandb_url=tracker.url
@@ -181,6 +208,13 @@ def finish(ppo: PPO, stage: StageRun, tracker: Tracker, before: Measurement) -> 
         [*results, ("policy adapter", str(stage.folder / "model"))],
         next_command=stage.next_command("chat"),
     )
+
+
+def _merge(ppo: PPO, after: Measurement, outputs: dict[str, Writer]) -> dict[str, float]:
+    """Make the merged policy one of the outputs; returns how far it is from the policy itself."""
+    merged = ppo.backbone.merged(POLICY)
+    outputs["merged"] = merged.save
+    return merged_gap(after.sampled, merged, ppo.settings)
 
 
 def describe(

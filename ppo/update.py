@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppo.config import PPOSettings
 from ppo.kl import k3
@@ -13,8 +13,9 @@ from ppo.losses import policy_loss, value_loss
 from ppo.models import POLICY, VALUE
 from ppo.rollout import Experience, response_hidden, response_logprobs, value_role
 from rlhf.backbone import Backbone
-from rlhf.checkpoints import FUSED_ON
+from rlhf.distributed import team
 from rlhf.guard import FiniteGuard
+from rlhf.optimization import optimize
 from rlhf.rollouts import Rollouts
 
 # Shapes: B rollouts, T response tokens (right-padded), N real response tokens of a micro-batch.
@@ -25,11 +26,13 @@ class StepSums:
     """Sums over a minibatch's tokens, to be divided by their number."""
 
     num_tokens: int
+    weight: float = 1.0
+    """0 while a spare micro-batch runs, which only keeps the ranks' passes alike."""
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, values: dict[str, Tensor]) -> None:
         for name, value in values.items():
-            self.sums[name] += float(value.detach())
+            self.sums[name] += self.weight * float(value.detach())
 
     def means(self) -> dict[str, float]:
         return {name: value / self.num_tokens for name, value in self.sums.items()}
@@ -44,17 +47,17 @@ class Updater:
         self.named = {
             f"{role}.{k}": p for role in (POLICY, VALUE) for k, p in backbone.role_parameters(role).items()
         }
-        self.optimizer = torch.optim.AdamW(
+        self.optimization = optimize(
+            backbone,
             [
-                {"params": [p for k, p in self.named.items() if k.startswith(f"{role}.")], "lr": rate}
+                ({k: p for k, p in self.named.items() if k.startswith(f"{role}.")}, rate)
                 for role, rate in (
                     (POLICY, settings.policy_learning_rate),
                     (VALUE, settings.value_learning_rate),
                 )
             ],
+            max_grad_norm=settings.max_grad_norm,
             eps=1e-5,
-            weight_decay=0.0,
-            fused=backbone.device.type in FUSED_ON,
         )
         self.guard = FiniteGuard("ppo", "Lower ppo.policy_learning_rate, or raise ppo.kl.coefficient.")
 
@@ -65,7 +68,7 @@ class Updater:
         and `num_steps`.
 
         Raises:
-            UserError: several steps in a row were not finite.
+            NotFiniteError: several steps in a row were not finite.
         """
         self._set_learning_rates(iteration)
         steps: list[dict[str, float]] = []
@@ -73,7 +76,8 @@ class Updater:
             order = np.random.default_rng([self.seed, 1 + iteration, epoch]).permutation(
                 len(experience.rollouts)
             )
-            for rows in torch.from_numpy(order).tensor_split(self.settings.num_minibatches):
+            num_minibatches = min(self.settings.num_minibatches, len(order))
+            for rows in torch.from_numpy(order).tensor_split(num_minibatches):
                 steps.append(self.step(experience, rows, iteration=iteration))
                 if self._moved_too_far(steps[-1]):
                     return _summary(steps, stopped_early=True)
@@ -81,45 +85,41 @@ class Updater:
 
     def step(self, experience: Experience, rows: Tensor, *, iteration: int) -> dict[str, float]:
         """One optimizer step on the rollouts `rows`; its figures are means over their tokens."""
-        self.optimizer.zero_grad(set_to_none=True)
         sums = self.accumulate(
             experience, rows, train_policy=iteration >= self.settings.value_warmup_iterations
         )
-        parameters = [p for p in self.named.values() if p.grad is not None]
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm))
-        figures = sums.means() | {"gradient_norm": norm}
-        passes = self.guard.passes(figures.values())
-        if passes:
-            self.optimizer.step()
-        return figures | {"skipped": float(not passes)}
+        figures = sums.means()
+        figures["gradient_norm"] = self.optimization.step(figures.values())
+        return figures | {"skipped": float(not self.guard.passes(figures.values()))}
 
     def accumulate(self, experience: Experience, rows: Tensor, *, train_policy: bool = True) -> StepSums:
-        """Add the gradients of one minibatch, micro-batch by micro-batch."""
-        minibatch = experience.rollouts.select(rows)
-        sums = StepSums(int(minibatch.response_mask_BT.sum()))
-        for part_rows, part in minibatch.micro_batches(self.settings.micro_batch_tokens):
-            index, width = rows[part_rows], part.response_ids_BT.shape[1]
-            old_logprobs, old_values, advantages, returns = (
-                values_BT[index, :width][part.response_mask_BT]
-                for values_BT in (
-                    experience.old_logprobs_BT,
-                    experience.old_values_BT,
-                    experience.advantages_BT,
-                    experience.returns_BT,
-                )
-            )
+        """Add the gradients of one minibatch, each rank those of its part, micro-batch by micro-batch."""
+        mine, minibatch = experience.cut(rows)
+        parts: list[tuple[Tensor | None, Rollouts]] = []
+        if minibatch is not None:
+            batches = minibatch.micro_batches(self.settings.micro_batch_tokens)
+            parts = [(mine[part_rows], part) for part_rows, part in batches]
+        sums = StepSums(int(experience.rollouts.response_mask_BT[rows].sum()))
+        # A spare part has no rows of the experience: it counts for nothing.
+        for index, part in team().even(parts, lambda: (None, experience.own.select([0]))):
+            sums.weight = 0.0 if index is None else 1.0
+            old_logprobs, old_values, advantages, returns = experience.targets(index, part)
             if train_policy:
                 self._policy_backward(part, old_logprobs, advantages, sums)
             self._value_backward(part, old_values, returns, sums, detach_trunk=not train_policy)
+        sums.sums = team().total(sums.sums)
         return sums
 
     def _policy_backward(self, part: Rollouts, old_N: Tensor, advantages_N: Tensor, sums: StepSums) -> None:
+        temperature = self.settings.sampling.temperature
         with self.backbone.role(POLICY):
-            logprobs_N = response_logprobs(self.backbone, part, self.settings.sampling.temperature)
+            logprobs_N = self.optimization.forward(
+                lambda: response_logprobs(self.backbone, part, temperature)
+            )
         loss, clipped_N = policy_loss(
             logprobs_N, old_N, advantages_N, clip_range=self.settings.clip_range, num_tokens=sums.num_tokens
         )
-        loss.backward()
+        self.optimization.backward(sums.weight * loss)
         with torch.no_grad():
             sums.add(
                 {
@@ -134,23 +134,26 @@ class Updater:
         self, part: Rollouts, old_N: Tensor, returns_N: Tensor, sums: StepSums, *, detach_trunk: bool
     ) -> None:
         joint = self.settings.value == "joint"
-        with (
-            self.backbone.role(value_role(self.settings)),
-            torch.set_grad_enabled(not (joint and detach_trunk)),
-        ):
-            hidden_NH = response_hidden(self.backbone, part)
-        values_N = self.backbone.scalar(VALUE, hidden_NH)
+
+        def values() -> Tensor:
+            with (
+                self.backbone.role(value_role(self.settings)),
+                torch.set_grad_enabled(not (joint and detach_trunk)),
+            ):
+                hidden_NH = response_hidden(self.backbone, part)
+            return self.backbone.scalar(VALUE, hidden_NH)
+
+        values_N = self.optimization.forward(values)
         loss, clipped_N = value_loss(
             values_N, old_N, returns_N, clip_range=self.settings.value_clip_range, num_tokens=sums.num_tokens
         )
-        (self.settings.value_coefficient * loss).backward()
+        self.optimization.backward(sums.weight * self.settings.value_coefficient * loss)
         sums.add({"value_loss": loss * sums.num_tokens, "value_clip_fraction": clipped_N.sum()})
 
     def _set_learning_rates(self, iteration: int) -> None:
         left = 1 - iteration / self.settings.num_iterations if self.settings.schedule == "linear" else 1.0
         rates = (self.settings.policy_learning_rate, self.settings.value_learning_rate)
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * left
+        self.optimization.set_rates([rate * left for rate in rates])
 
     def _moved_too_far(self, figures: dict[str, float]) -> bool:
         limit = self.settings.max_approx_kl

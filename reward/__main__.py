@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     inputs |= source_fingerprints("rankings", settings.rankings, run_folder=recipe.run_folder)
     if settings.gold:
         inputs["gold"] = scorer_fingerprint(settings.gold)
-    stage = StageRun.open(recipe, "reward", inputs, clean=arguments.clean)
+    stage = StageRun.open(recipe, "reward", inputs, reads=["sft"], clean=arguments.clean)
     if stage is None:
         return 0
     with stage:

@@ -51,6 +51,8 @@ class RewardSettings(Settings):
     """Steps between two measurements on the held-out prompts during training; 0 measures at the end only."""
     checkpoint_every_steps: int = setting(100, semantic=False, ge=1)
     """Steps between two checkpoints."""
+    keep_checkpoints: int = setting(2, semantic=False, ge=1)
+    """Newest checkpoints that are kept, beside the one with the lowest loss on the held-out prompts."""
     num_table_rows: int = setting(8, semantic=False, ge=0)
     """Held-out prompts in the table that shows completions, labels and scores."""
 

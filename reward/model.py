@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlhf.backbone import REFERENCE, Backbone, load_score_head
 from rlhf.config import Precision, SamplingSettings
+from rlhf.distributed import team, whole_weights
 from rlhf.errors import UserError
 from rlhf.manifest import MODEL, Manifest, Record
 from rlhf.sampling import sample
@@ -144,20 +145,24 @@ def measure_normalization(
 
     Every prompt is used once before any is used again. A forward pass takes `max_tokens` padded tokens.
     """
+    ours = team()
     order = np.random.default_rng([seed, NORMALIZATION]).permutation(len(prompts))
-    places = range(num_samples)
+    places = ours.share(num_samples)
     rows = [int(order[place % len(order)]) for place in places]
-    rollouts = sample(
-        backbone,
-        [prompts[row] for row in rows],
-        role=REFERENCE,
-        settings=sampling,
-        keys=[(NORMALIZATION, row, place // len(order)) for row, place in zip(rows, places, strict=True)],
-        seed=seed,
-    )
-    sequences = [p + r for p, r in zip(rollouts.prompt_lists(), rollouts.response_lists(), strict=True)]
-    scores_S = score_sequences(backbone, sequences, max_tokens=max_tokens).double()
-    return Normalization(scores_S, int(rollouts.ended_B.sum()))
+    with whole_weights(backbone):
+        rollouts = sample(
+            backbone,
+            [prompts[row] for row in rows],
+            role=REFERENCE,
+            settings=sampling,
+            keys=[(NORMALIZATION, row, place // len(order)) for row, place in zip(rows, places, strict=True)],
+            seed=seed,
+        )
+        sequences = [p + r for p, r in zip(rollouts.prompt_lists(), rollouts.response_lists(), strict=True)]
+        scores_S = score_sequences(backbone, sequences, max_tokens=max_tokens)
+        scores_S = ours.merge_rows(scores_S, num_samples).double()
+        ended_S = ours.merge_rows(rollouts.ended_B, num_samples)
+    return Normalization(scores_S, int(ended_S.sum()))
 
 
 def raw_scores(backbone: Backbone, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
@@ -180,6 +185,14 @@ def score_sequences(backbone: Backbone, sequences: Sequence[Sequence[int]], *, m
         ids_BL, mask_BL = pad_right([sequences[row] for row in rows], backbone.pad_id, backbone.device)
         scores[rows] = raw_scores(backbone, ids_BL, mask_BL).cpu()
     return scores
+
+
+def score_shared(backbone: Backbone, sequences: Sequence[Sequence[int]], *, max_tokens: int) -> Tensor:
+    """`score_sequences`, of which every rank does its share; all have all scores."""
+    ours = team()
+    with whole_weights(backbone):
+        mine = [sequences[row] for row in ours.share(len(sequences))]
+        return ours.merge_rows(score_sequences(backbone, mine, max_tokens=max_tokens), len(sequences))
 
 
 def pad_right(

@@ -89,7 +89,9 @@ def open_model(folder: Path, *, device: str) -> RewardModel:
     path = near if near.is_dir() else Path(base)
     settings = ModelSettings.model_validate({"path": base, "precision": card.precision})
     backbone = Backbone.load(
-        path if path.is_dir() else base, settings=settings, device=start_process(RunSettings(device=device))
+        path if path.is_dir() else base,
+        settings=settings,
+        device=start_process(RunSettings(device=device)).device,
     )
     # A hub id names no files that could be compared; that the adapter fits on the base is checked below.
     identity = folder_identity(path) if path.is_dir() else card.base_sha256

@@ -4,7 +4,8 @@ Left out of what the literature does: a margin that grows with the strength of a
 it in probabilities), a language-modelling term beside the ranking loss, and ensembles.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from reward.config import RewardSettings
@@ -13,22 +14,25 @@ from reward.evaluate import HeldOut, report
 from reward.model import Normalization, RewardCard, base_identity, measure_normalization
 from reward.publish import write_model
 from reward.trainer import Trainer
+from rlhf import preemption
 from rlhf.artifacts import StageRun, require
 from rlhf.backbone import Backbone
 from rlhf.chat import check_room, fit
 from rlhf.config import Recipe
-from rlhf.distributed import start_process
+from rlhf.distributed import start_process, team, whole_weights
 from rlhf.errors import UserError
-from rlhf.tracking import Tracker, print_result, progress
+from rlhf.guard import NotFiniteError
+from rlhf.tracking import Tracker, print_result, progress, track
 
 OverLength = Literal["error", "drop", "truncate_left"]
 
 
 def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
     """Train, measure, normalize and publish; goes on from the newest checkpoint of a half-finished stage."""
-    run, seed, device = recipe.run_folder, recipe.run.seed, start_process(recipe.run)
+    run, seed = recipe.run_folder, recipe.run.seed
+    ours = start_process(recipe.run, max_grad_norm=settings.max_grad_norm, precision=recipe.model.precision)
     base_sha256 = base_identity(require(run, "sft"))
-    backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=device)
+    backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=ours.device)
     data = load_rankings(backbone, settings, seed=seed, run_folder=run)
     data.account.print("reward: rankings")
     check_samples(backbone, data, settings)
@@ -36,8 +40,10 @@ def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
     trainer = Trainer(backbone, data.train, settings, seed=seed)
     resumed = stage.resuming and trainer.restore(stage.folder)
     step = trainer.next_step if resumed else None
-    with Tracker(recipe, "reward", stage.folder, resume_step=step) as tracker:
-        run_steps(trainer, held_out, stage, tracker, log_every=recipe.tracking.log_every_steps)
+    stage.drop_replaced()
+    with track(recipe, "reward", stage.folder, resume_step=step) as tracker:
+        with preemption.deferred():
+            run_steps(trainer, held_out, stage, tracker, log_every=recipe.tracking.log_every_steps)
         measured, counts = reference_scores(backbone, data, settings, seed=seed)
         card = RewardCard(
             base_sha256=base_sha256,
@@ -49,7 +55,8 @@ def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
             max_tokens=context_tokens(backbone, settings),
         )
         accounts = {"rankings": data.account.to_json(), "pairs": data.pairs(), "normalization": counts}
-        finish(trainer, held_out, card, accounts, stage=stage, tracker=tracker)
+        with whole_weights(backbone):
+            finish(trainer, held_out, card, accounts, stage=stage, tracker=tracker)
 
 
 def check_samples(backbone: Backbone, data: Rankings, settings: RewardSettings) -> None:
@@ -68,18 +75,34 @@ def check_samples(backbone: Backbone, data: Rankings, settings: RewardSettings) 
 def run_steps(
     trainer: Trainer, held_out: HeldOut, stage: StageRun, tracker: Tracker, *, log_every: int
 ) -> None:
-    """Take all steps that are left, with their checkpoints and measurements."""
-    every = trainer.settings.eval_every_steps if held_out.groups else 0
+    """Take all steps that are left, with their checkpoints and measurements; a preemption ends them early."""
+    every, settings = trainer.settings.eval_every_steps if held_out.groups else 0, trainer.settings
     for _ in progress(range(trainer.next_step, trainer.num_steps), desc="reward"):
-        trainer.step()
-        step, is_last = trainer.next_step, trainer.next_step == trainer.num_steps
+        with _saving_if_not_finite(trainer, stage):
+            trainer.step()
+        step, is_last, is_best = trainer.next_step, trainer.next_step == trainer.num_steps, False
         if step % log_every == 0 or is_last:
             tracker.log({f"reward/{name}": value for name, value in trainer.take_window().items()}, step=step)
         if every and step % every == 0 and not is_last:
             figures = held_out.figures(trainer.score_groups(held_out.groups))
             tracker.log({f"reward/heldout_{name}": value for name, value in figures.items()}, step=step)
-        if step % trainer.settings.checkpoint_every_steps == 0 or is_last:
+            is_best = trainer.best.offer(step, -figures["loss_nats"])
+        due = step % settings.checkpoint_every_steps == 0 or is_last
+        stops = team().any(preemption.requested())
+        if due or is_best or stops:
             trainer.save(stage.folder)
+        if stops:
+            preemption.stop()
+
+
+@contextmanager
+def _saving_if_not_finite(trainer: Trainer, stage: StageRun) -> Iterator[None]:
+    """Leave a checkpoint behind when nothing but steps that are not finite comes."""
+    try:
+        yield
+    except NotFiniteError:
+        trainer.save(stage.folder)
+        raise
 
 
 def reference_scores(

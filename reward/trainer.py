@@ -2,20 +2,23 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reward.config import RewardSettings
 from reward.data import Group, micro_batches
 from reward.evaluate import Values
 from reward.loss import Pairs, collate, ranking_loss
-from reward.model import ROLE, pad_right, raw_scores, score_sequences
+from reward.model import ROLE, pad_right, raw_scores, score_shared
 from rlhf import checkpoints
 from rlhf.backbone import Backbone, init_head
+from rlhf.distributed import balanced, newest_checkpoint, restore_team_rng, team, team_rng_tensors
 from rlhf.guard import FiniteGuard
+from rlhf.optimization import optimize
 
 # Shapes: N completions of a micro-batch, L tokens of a padded sequence, P pairs.
 
@@ -34,19 +37,19 @@ class Trainer:
             backbone.enable_gradient_checkpointing()
         self.named = backbone.role_parameters(ROLE)
         self._peaks = (settings.learning_rate, settings.head_learning_rate)
-        adapter, head = backbone.adapter_parameters(ROLE), dict(backbone.heads[ROLE].named_parameters())
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": list(group.values()), "lr": peak}
-                for group, peak in zip((adapter, head), self._peaks, strict=True)
-            ],
+        adapter = {name: p for name, p in self.named.items() if not name.startswith("head.")}
+        head = {name: p for name, p in self.named.items() if name.startswith("head.")}
+        self.optimization = optimize(
+            backbone,
+            list(zip((adapter, head), self._peaks, strict=True)),
+            max_grad_norm=settings.max_grad_norm,
             weight_decay=settings.weight_decay,
-            fused=backbone.device.type in checkpoints.FUSED_ON,
         )
         self.steps_per_epoch = math.ceil(len(groups) / settings.batch_size)
         self.num_steps = settings.num_epochs * self.steps_per_epoch
         self.next_step = 0
         self.guard = FiniteGuard("reward", "Lower reward.learning_rate, or use model.precision=fp32.")
+        self.best = checkpoints.Best()
         self.window: dict[str, list[float]] = {}
         """Figures of the steps since the last line of the metrics."""
 
@@ -61,33 +64,37 @@ class Trainer:
         """Take the next optimizer step.
 
         Raises:
-            UserError: several steps in a row were not finite.
+            NotFiniteError: several steps in a row were not finite; the state is that before the last of them.
         """
         factor = self.learning_rate_factor(self.next_step)
-        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimization.set_rates([peak * factor for peak in self._peaks])
         figures = self.accumulate(self.batch(self.next_step))
-        norm = nn.utils.clip_grad_norm_(self.named.values(), self.settings.max_grad_norm)
-        figures["gradient_norm"] = float(norm)
+        figures["gradient_norm"] = self.optimization.step(figures.values())
+        passes = self.guard.passes(figures.values())
         self.next_step += 1
-        if not self.guard.passes(figures.values()):
+        if not passes:
             return
-        self.optimizer.step()
         for name, value in figures.items():
             self.window.setdefault(name, []).append(value)
 
     def accumulate(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Add the gradients of one step, micro-batch by micro-batch; how it is cut changes nothing."""
-        loss_sum, outcomes = 0.0, []
-        for part in micro_batches(groups, self.settings.micro_batch_tokens):
-            scores_N, pairs = self.scores(part, num_groups=len(groups))
+        """Add the gradients of one step, each rank those of its groups, micro-batch by micro-batch.
+
+        How it is cut changes nothing.
+        """
+        ours, loss_sum, outcomes = team(), 0.0, [torch.zeros(0)]
+        shares = balanced([sum(map(len, group.sequences)) for group in groups], ours.size)
+        mine = [groups[place] for place in shares[ours.rank]]
+        parts = [(part, 1.0) for part in micro_batches(mine, self.settings.micro_batch_tokens)]
+        for part, weight in ours.even(parts, lambda: ([groups[0]], 0.0)):
+            scores_N, pairs = self.optimization.forward(lambda: self.scores(part, num_groups=len(groups)))  # noqa: B023
             loss = ranking_loss(scores_N, pairs, tie_margin=self.settings.tie_margin or 0.0)
-            loss.backward()
-            loss_sum += float(loss.detach())
-            outcomes.append(_ordered_margins(scores_N.detach(), pairs))
-        margins_P = torch.cat(outcomes)
-        figures = {"loss_nats": loss_sum}
+            self.optimization.backward(weight * loss)
+            if weight:
+                loss_sum += float(loss.detach())
+                outcomes.append(_ordered_margins(scores_N.detach(), pairs))
+        figures = ours.total({"loss_nats": loss_sum})
+        margins_P = torch.cat(ours.gather(torch.cat(outcomes)))
         if len(margins_P):
             right = (margins_P > 0).float() + 0.5 * (margins_P == 0).float()
             figures |= {"accuracy": float(right.mean()), "margin_mean": float(margins_P.mean())}
@@ -110,7 +117,7 @@ class Trainer:
         """Raw scores of every completion of every group."""
         sequences = [ids for group in groups for ids in group.sequences]
         flat = iter(
-            score_sequences(self.backbone, sequences, max_tokens=self.settings.micro_batch_tokens).tolist()
+            score_shared(self.backbone, sequences, max_tokens=self.settings.micro_batch_tokens).tolist()
         )
         return [[next(flat) for _ in range(len(group))] for group in groups]
 
@@ -128,28 +135,26 @@ class Trainer:
         figures = {name: sum(values) / len(values) for name, values in self.window.items()}
         self.window = {}
         return figures | {
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self.optimization.rate,
             "skipped_steps": float(self.guard.skipped_steps),
         }
 
     def save(self, folder: Path) -> None:
         """Write a complete checkpoint."""
-        tensors = {f"weights.{key}": parameter.detach() for key, parameter in self.named.items()}
-        tensors |= checkpoints.optimizer_tensors(self.optimizer, self.named)
-        state = {**self.guard.state(), "window": self.window}
-        checkpoints.save(folder, self.next_step, tensors, state, keep=2)
+        tensors = self.optimization.tensors() | team_rng_tensors()
+        state = {**self.guard.state(), "window": self.window, "best": asdict(self.best)}
+        step, best, keep = self.next_step, self.best.step, self.settings.keep_checkpoints
+        team().lead(lambda: checkpoints.save(folder, step, tensors, state, keep=keep, best=best))
 
     def restore(self, folder: Path) -> bool:
         """Go on from the newest good checkpoint, if there is one."""
-        found = checkpoints.latest(folder)
+        found = newest_checkpoint(folder)
         if found is None:
             return False
-        with torch.no_grad():
-            for key, parameter in self.named.items():
-                parameter.copy_(found.tensors[f"weights.{key}"])
-        checkpoints.restore_optimizer(self.optimizer, self.named, found.tensors)
+        self.optimization.restore(found.tensors)
+        restore_team_rng(found.tensors)
         self.guard.restore(found.state)
-        self.window = found.state["window"]
+        self.window, self.best = found.state["window"], checkpoints.Best(**found.state["best"])
         self.next_step = found.step
         return True
 

@@ -2,28 +2,27 @@
 
 A stage owns `runs/<name>/<stage>/`:
 
-    .lock           held (flock) while a process works there; the system releases it, also after kill -9
+    .lock           held (flock) while a process works there, or reads what lies there (rlhf.locks)
     stage.json      written first: the settings and inputs that this stage's results depend on
     config.yaml     the whole recipe, every default filled in
     model/, ...     what the stage publishes, each by one rename
     manifest.json   written last, by rename: its presence means finished
+    replaced/       what `--clean` has set aside until the stage has read its inputs and begins to work
 
 Staleness is decided by hashes, never by file times. Anything named `*.partial` is a leftover of a process
 that died and is never read. Paths inside these files are relative to the run folder, which can be moved.
 """
 
-import fcntl
 import json
-import os
 import shlex
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from rlhf.config import Recipe, config_hash, write_yaml
-from rlhf.errors import UserError
+from rlhf.errors import UserError, has_ranks, is_first_rank
+from rlhf.locks import LOCK, Locks, no_folder
 from rlhf.manifest import (
     MANIFEST,
     MODEL,
@@ -55,7 +54,8 @@ __all__ = ["Manifest", "StageRun", "Writer", "require", "sha256_file", "tree_has
 Writer = Callable[[Path], None]
 
 _CONFIG = "config.yaml"
-_LOCK = ".lock"
+_REPLACED = "replaced"
+_OWN_PLACES = frozenset({LOCK, RECORD, MANIFEST, _REPLACED})
 _MAX_NAMED = 5
 _UNSET = "unset"
 
@@ -90,11 +90,12 @@ class _StageRecord(Record):
 class StageRun:
     """A stage at work: it holds the folder's lock from `open` until the `with` block ends."""
 
-    def __init__(self, recipe: Recipe, record: _StageRecord, lock: int, *, resuming: bool) -> None:
+    def __init__(self, recipe: Recipe, record: _StageRecord, locks: Locks, *, resuming: bool) -> None:
         self.recipe, self.stage, self.resuming = recipe, record.stage, resuming
         self.run_folder = recipe.run_folder
         self.folder = recipe.run_folder / record.stage
-        self._record, self._lock = record, lock
+        self._record, self._locks = record, locks
+        self._leads = is_first_rank()
 
     @staticmethod
     def open(
@@ -102,45 +103,32 @@ class StageRun:
         stage: str,
         inputs: Mapping[str, str],
         *,
+        reads: Sequence[str] = (),
         clean: bool = False,
         sections: Sequence[str] | None = None,
         counted: Recipe | None = None,
     ) -> "StageRun | None":
         """Begin `stage`, go on with a half-finished one, or return None (and say so) if it is up to date.
 
-        `stage` names the folder. `inputs` maps a name to its hash. `sections` are the parts of the
+        `stage` names the folder. `inputs` maps a name to its hash. `reads` are the stages of this run whose
+        results it works with: nobody can make them anew meanwhile. `sections` are the parts of the
         recipe whose semantic settings count; by default those of this stage, `model` and `run`. `counted` is
         the recipe with only the settings that count in these sections, if that is not `recipe`. `clean`
-        deletes what the folder holds and begins again.
+        sets aside what the folder holds and begins again: see `drop_replaced`.
 
         Raises:
             UserError: the folder was made with other settings or inputs, lacks a published file, is held by
-                another process, or cannot be written.
+                another process, or cannot be written; or a stage in `reads` is being made anew.
         """
         if sections is None:
             recipe.section(stage)
             sections = (stage, "model", "run")
-        folder = recipe.run_folder / stage
         settings = (counted or recipe).semantic(*sections)
         digest = config_hash({"settings": settings, "inputs": dict(inputs)})
         record = _StageRecord(stage=stage, config_hash=digest, settings=settings, inputs=dict(inputs))
-        if not clean and _state(folder, record) == "finished":
-            _say_up_to_date(folder)
-            return None
-        lock = _take_lock(folder)
-        try:
-            if clean:
-                _clean(folder)
-            state = _state(folder, record)  # again: it may have been finished while we came for the lock
-            if state == "finished":
-                _say_up_to_date(folder)
-                os.close(lock)
-                return None
-            _begin(folder, recipe, record, resuming=state == "begun")
-        except BaseException:
-            os.close(lock)
-            raise
-        return StageRun(recipe, record, lock, resuming=state == "begun")
+        if not has_ranks():
+            return _begin_alone(recipe, record, reads=reads, clean=clean)
+        return _begin_together(recipe, record, reads=reads, clean=clean)
 
     def __enter__(self) -> Self:
         return self
@@ -148,22 +136,30 @@ class StageRun:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, UserError):
+        if isinstance(error, UserError) and self._leads:
             self._forget_if_nothing_was_made()
         self.close()
 
     def _forget_if_nothing_was_made(self) -> None:
         """After a refused input the folder must not pin the settings that it was refused with."""
         made = {path.name for path in self.folder.iterdir() if path.suffix != PARTIAL}
-        if made <= {_LOCK, _CONFIG, RECORD}:
+        if made <= {LOCK, _CONFIG, RECORD, _REPLACED}:
             (self.folder / _CONFIG).unlink(missing_ok=True)
             (self.folder / RECORD).unlink(missing_ok=True)
+            _put_back(self.folder)
+
+    def drop_replaced(self) -> None:
+        """Delete what `--clean` has set aside: the inputs are read, and new results begin to appear.
+
+        Until then a refused input puts the old results back.
+        """
+        if self._leads:
+            with storing(self.folder):
+                remove(self.folder / _REPLACED)
 
     def close(self) -> None:
-        """Let go of the folder."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        """Let go of the folder, and of those that were read."""
+        self._locks.close()
 
     def next_command(self, target: str) -> str:
         """The make command that goes on with this run, every setting as it was here."""
@@ -190,10 +186,32 @@ class StageRun:
         Raises:
             UserError: no space, or no permission to write.
         """
-        assert self._lock >= 0, "publish belongs inside the `with` block"
         writers = {**({MODEL: write_model} if write_model else {}), **(outputs or {})}
+
+        def write() -> Manifest:
+            return self._publish(
+                writers, metrics=metrics, accounts=accounts, wandb_url=wandb_url, device=device
+            )
+
+        if not has_ranks():
+            return write()
+        from rlhf.distributed import team
+
+        return team().lead(write)
+
+    def _publish(
+        self,
+        writers: Mapping[str, Writer],
+        *,
+        metrics: Mapping[str, Any],
+        accounts: Mapping[str, Any],
+        wandb_url: str | None,
+        device: str | None,
+    ) -> Manifest:
+        assert self._locks.held, "publish belongs inside the `with` block"
         manifest_path, staging = self.folder / MANIFEST, self.folder / f"publish{PARTIAL}"
         assert not manifest_path.exists()
+        self.drop_replaced()
         with storing(self.folder):
             try:
                 hashes = _write_outputs(writers, staging, self.stage)
@@ -223,6 +241,54 @@ class StageRun:
         return manifest
 
 
+def _begin_alone(
+    recipe: Recipe, record: _StageRecord, *, reads: Sequence[str], clean: bool
+) -> StageRun | None:
+    """`StageRun.open` in one process."""
+    stage = record.stage
+    folder = recipe.run_folder / stage
+    if not clean and _state(folder, record) == "finished":
+        _say_up_to_date(folder)
+        return None
+    locks = Locks()
+    try:
+        for name in reads:
+            locks.read(recipe.run_folder / name, reader=stage)
+            require(recipe.run_folder, name)  # it may have gone before we held it
+        locks.work_in(folder)
+        _mend_set_aside(folder)
+        if clean:
+            _set_aside(folder)
+        state = _state(folder, record)  # again: it may have been finished while we came for the lock
+        if state == "finished":
+            _say_up_to_date(folder)
+            locks.close()
+            return None
+        _begin(folder, recipe, record, resuming=state == "begun")
+    except BaseException:
+        locks.close()
+        raise
+    return StageRun(recipe, record, locks, resuming=state == "begun")
+
+
+def _begin_together(
+    recipe: Recipe, record: _StageRecord, *, reads: Sequence[str], clean: bool
+) -> StageRun | None:
+    """`StageRun.open` among ranks: the first holds the folder, the others learn how it is."""
+    from rlhf.distributed import team
+
+    begun: list[StageRun | None] = []
+
+    def begin() -> bool | None:
+        begun.append(_begin_alone(recipe, record, reads=reads, clean=clean))
+        return None if begun[0] is None else begun[0].resuming
+
+    resuming = team().lead(begin)
+    if begun or resuming is None:
+        return begun[0] if begun else None
+    return StageRun(recipe, record, Locks(), resuming=resuming)
+
+
 def _state(folder: Path, record: _StageRecord) -> Literal["new", "begun", "finished"]:
     """How far the stage got with these settings and inputs.
 
@@ -232,7 +298,7 @@ def _state(folder: Path, record: _StageRecord) -> Literal["new", "begun", "finis
     try:
         begun = (folder / RECORD).exists()
     except OSError as error:
-        raise _no_folder(folder, error) from None
+        raise no_folder(folder, error) from None
     if not begun:
         _check_unused(folder)
         return "new"
@@ -248,11 +314,12 @@ def _state(folder: Path, record: _StageRecord) -> Literal["new", "begun", "finis
 def _check_unused(folder: Path) -> None:
     """A folder without stage.json is not ours to write into, or to delete, unless it is empty."""
     try:
-        strangers = [path.name for path in folder.iterdir() if path.name != _LOCK and path.suffix != PARTIAL]
+        names = {path.name for path in folder.iterdir() if path.suffix != PARTIAL}
+        strangers = names - {LOCK, _REPLACED}
     except FileNotFoundError:
         return
     except OSError as error:
-        raise _no_folder(folder, error) from None
+        raise no_folder(folder, error) from None
     if strangers:
         raise UserError(
             f"the folder holds files that no stage has made ({', '.join(sorted(strangers)[:_MAX_NAMED])})",
@@ -272,54 +339,47 @@ def _made_differently(folder: Path, differences: list[str]) -> UserError:
     )
 
 
-def _no_folder(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot use this folder ({error.strerror})",
-        where=str(folder),
-        fix="Put runs elsewhere (`run.folder=...`), use another run name (`run.name=...`), or mend it.",
-    )
-
-
 def _say_up_to_date(folder: Path) -> None:
     print(f"{folder.name}: up to date ({folder})")
 
 
-def _take_lock(folder: Path) -> int:
-    """Make the folder and lock it for this process; returns the descriptor that holds the lock."""
-    path = folder / _LOCK
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise _no_folder(folder, error) from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
-    except BlockingIOError:
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace") or "another process"
-        os.close(descriptor)
-        raise UserError(
-            f"{holder} is running this stage",
-            where=str(folder),
-            fix="Wait until it ends, or use another run name (`run.name=...`).",
-        ) from None
-    except OSError as error:
-        os.close(descriptor)
-        raise _no_folder(folder, error) from None
-    return descriptor
-
-
-def _clean(folder: Path) -> None:
-    """Delete the stage: first what says it is finished, last what says it is ours."""
+def _set_aside(folder: Path) -> None:
+    """Move the stage's files out of the way: first what says it is finished, last what says it is ours."""
     if not (folder / RECORD).exists():
         _check_unused(folder)
+        return
+    replaced = folder / _REPLACED
     with storing(folder):
-        (folder / MANIFEST).unlink(missing_ok=True)
-        for path in folder.iterdir():
-            if path.name not in (_LOCK, RECORD):
-                remove(path)
-        (folder / RECORD).unlink(missing_ok=True)
+        others = [path.name for path in folder.iterdir() if path.name not in _OWN_PLACES]
+        if replaced.is_dir():  # nothing has come of what is here: what came before it stays set aside
+            for name in (*others, RECORD):
+                remove(folder / name)
+            return
+        replaced.mkdir()
+        for name in (MANIFEST, *others, RECORD):
+            if (folder / name).exists():
+                (folder / name).rename(replaced / name)
+        sync(folder)
+
+
+def _mend_set_aside(folder: Path) -> None:
+    """Put back what a process was setting aside when it died; each of two results has its own record."""
+    if not ((folder / RECORD).exists() and (folder / _REPLACED / RECORD).exists()):
+        _put_back(folder)
+
+
+def _put_back(folder: Path) -> None:
+    """Undo `_set_aside`: first what says it is ours, last what says it is finished."""
+    replaced = folder / _REPLACED
+    if not replaced.is_dir():
+        return
+    with storing(folder):
+        others = [path.name for path in replaced.iterdir() if path.name not in (RECORD, MANIFEST)]
+        for name in (RECORD, *others, MANIFEST):
+            if (replaced / name).exists():
+                (replaced / name).rename(folder / name)
+        replaced.rmdir()
+        sync(folder)
 
 
 def _begin(folder: Path, recipe: Recipe, record: _StageRecord, *, resuming: bool) -> None:

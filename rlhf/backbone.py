@@ -17,9 +17,9 @@ import json
 import math
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
@@ -45,6 +45,7 @@ from transformers.utils import logging as transformers_logging
 
 from rlhf.chat import eos_ids
 from rlhf.config import LoraSettings, ModelSettings, Precision
+from rlhf.distributed import loading_weights
 from rlhf.errors import UserError
 from rlhf.fused import FusedLayers, Run
 from rlhf.hub import check_hub
@@ -55,6 +56,8 @@ from rlhf.precision import is_quantized, load_options, settle
 from rlhf.trunk import Trunk, decoder_layers
 
 # Shapes: B sequences, L tokens of a padded sequence, N selected tokens, H hidden size, V vocabulary.
+
+T = TypeVar("T")
 
 REFERENCE = "reference"
 _LONGEST_REASON = 600
@@ -126,7 +129,7 @@ class Backbone(nn.Module):
         check_model_path(path, revision=revision)
         with loading("tokenizer", path):
             tokenizer = AutoTokenizer.from_pretrained(path, **common)
-        with loading("model", path):
+        with loading("model", path), loading_weights("fp32" if settings is None else settings.precision):
             model = AutoModelForCausalLM.from_pretrained(path, **options, **common)
         model.config.use_cache = True
         if is_quantized(model):
@@ -165,6 +168,10 @@ class Backbone(nn.Module):
         """A valid token id to fill padding with; masks, never this id, say what is padding."""
         pad = self.tokenizer.pad_token_id
         return int(pad) if isinstance(pad, int) else self.eos_ids[0]
+
+    def forward(self, work: Callable[[], T]) -> T:
+        """Run `work`, which runs parts of the backbone: how DeepSpeed is told where a pass begins."""
+        return work()
 
     def train(self, mode: bool = True) -> "Backbone":
         """Does nothing: every role stays in evaluation mode, so that dropout never comes on."""
@@ -428,7 +435,9 @@ class Backbone(nn.Module):
     def _plain_head(self) -> Tensor | None:
         """The output head's weight (V, H), where logits are its product with the states and nothing else."""
         head, config = self.model.get_output_embeddings(), self.model.config.get_text_config()
-        is_plain = type(head) is nn.Linear and head.bias is None and not head.weight.requires_grad
+        # Under ZeRO-3 a hook gathers the weight, when the module is called and only then.
+        is_plain = type(head) is nn.Linear and head.bias is None and not head._forward_pre_hooks
+        is_plain = is_plain and not head.weight.requires_grad
         if not is_plain or any(getattr(config, name, None) is not None for name in _LOGIT_CHANGES):
             return None
         weight_VH: Tensor = head.weight
@@ -436,7 +445,7 @@ class Backbone(nn.Module):
 
     @property
     def _vocab_size(self) -> int:
-        return int(self.model.get_output_embeddings().weight.shape[0])
+        return int(self.model.get_output_embeddings().out_features)
 
     def _rows_per_chunk(self) -> int:
         return max(1, _LOGIT_ELEMENTS_PER_CHUNK // self._vocab_size)

@@ -6,10 +6,11 @@
         checksums.json          SHA-256 of the other two
 
 A checkpoint appears by one rename. One that does not match its checksums is skipped, with a warning, for the
-one before it. There are no pickles: what is not a tensor is JSON.
+one before it. There are no pickles: what is not a tensor is JSON. Kept are the newest few and the best one.
 """
 
 import json
+import math
 import random
 import re
 import sys
@@ -24,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rlhf import preemption
 from rlhf.storage import OLD, PARTIAL, remove, replace, sha256_file, storing, sync_tree
 
 CHECKPOINTS = "checkpoints"
@@ -45,15 +47,44 @@ class Checkpoint:
     """On the CPU."""
     state: dict[str, Any]
 
+    @staticmethod
+    def of(step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> "Checkpoint":
+        """A copy in memory, which stays as it is while training goes on."""
+        return Checkpoint(
+            step, {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, {**state}
+        )
+
+
+@dataclass
+class Best:
+    """The step with the best held-out figure so far. It is part of every checkpoint's state, as `best`."""
+
+    step: int | None = None
+    figure: float | None = None
+
+    def offer(self, step: int, figure: float) -> bool:
+        """Whether `figure`, of which more is better, is the best so far; the first of equals is."""
+        better = math.isfinite(figure) and (self.figure is None or figure > self.figure)
+        if better:
+            self.step, self.figure = step, figure
+        return better
+
 
 def save(
-    folder: Path, step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any], *, keep: int = 2
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    *,
+    keep: int = 2,
+    best: int | None = None,
 ) -> Path:
-    """Write the checkpoint of `step` into the stage folder `folder` and delete all but the newest `keep`.
+    """Write the checkpoint of `step` into the stage folder `folder`.
 
-    Checkpoints of later steps go too: they are damaged, or of a course that is being trained anew. Tensors
-    may share memory (those that are the same are stored once) and may be of any dtype, shape and device.
-    `state` comes back as JSON gives it: tuples as lists, keys as strings; infinities and NaN survive.
+    All others are deleted but the newest `keep` and that of step `best`. Those of later steps go too: they
+    are damaged, or of a course that is being trained anew. Tensors may share memory (those that are the same
+    are stored once) and may be of any dtype, shape and device. `state` comes back as JSON gives it: tuples as
+    lists, keys as strings; infinities and NaN survive. A preemption waits until the checkpoint is written.
 
     Raises:
         UserError: no space, or no permission to write; the earlier checkpoints are intact.
@@ -62,7 +93,7 @@ def save(
     root = folder / CHECKPOINTS
     final = root / f"step-{step:06d}"
     staging = root / f"{final.name}.new{PARTIAL}"
-    with storing(final):
+    with preemption.deferred(), storing(final):
         root.mkdir(parents=True, exist_ok=True)
         try:
             _write(staging, step, tensors, state)
@@ -70,10 +101,20 @@ def save(
         finally:
             _clear_leftovers(root)
         found = _steps(root)
-        kept = sorted(s for s in found if s <= step)[-keep:]
-        for other in set(found) - set(kept):
+        kept = {*sorted(s for s in found if s <= step)[-keep:], best}
+        for other in set(found) - kept:
             _discard(found[other])
     return final
+
+
+def load(folder: Path, step: int) -> Checkpoint | None:
+    """The checkpoint of `step` in the stage folder `folder`, or None, with a warning, if it is not whole."""
+    path = folder / CHECKPOINTS / f"step-{step:06d}"
+    try:
+        return _read(path, step)
+    except _DamagedError as error:
+        print(f"warning: {path}: {error}", file=sys.stderr)
+        return None
 
 
 def latest(folder: Path) -> Checkpoint | None:

@@ -7,9 +7,17 @@ traceback.
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rlhf import preemption
 
 EXIT_USER_ERROR = 2
+EXIT_LOST = 70
+"""Of a rank that cannot go on because another is gone."""
+EXIT_PREEMPTED = 75
+"""After SIGTERM or SIGUSR1: the state is saved, and the same command goes on (EX_TEMPFAIL of sysexits.h)."""
 EXIT_INTERRUPTED = 130
 
 
@@ -28,16 +36,70 @@ class UserError(Exception):
         super().__init__(f"{text}\n  {fix}" if fix else text)
 
 
+class _LostError(Exception):
+    """Another rank is gone. The launcher says which, and how it ended."""
+
+
+def has_ranks() -> bool:
+    """Whether this process is one of several that were launched together."""
+    return "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def is_first_rank() -> bool:
+    """Whether this process writes and speaks: alone, or as rank 0 of several."""
+    return not has_ranks() or os.environ["RANK"] == "0"
+
+
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Run a command's `main` and return its exit status: 2 after a `UserError`, 130 after Ctrl-C."""
+    """Run a command's `main` and return its exit status.
+
+    2 after a `UserError`, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C. Among ranks, what all run into
+    is said once, and what one of them runs into with its rank.
+    """
     try:
-        return main(sys.argv[1:] if argv is None else argv)
+        with preemption.listen(), _among_ranks():
+            return main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(error, file=sys.stderr)
+        _say(str(error))
         return EXIT_USER_ERROR
+    except _LostError:
+        return EXIT_LOST
+    except preemption.Preempted as notice:
+        if is_first_rank():
+            print(f"ended by {notice}; the same command goes on from the last checkpoint", file=sys.stderr)
+        return EXIT_PREEMPTED
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+@contextmanager
+def _among_ranks() -> Iterator[None]:
+    """Inside the block this process is known to the other ranks, if there are any."""
+    if not has_ranks():
+        yield
+        return
+    from rlhf.distributed import is_loss, team
+
+    try:
+        team().meet()
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # any: the traceback is printed as it is, but once and with the rank
+        if is_loss(error):
+            raise _LostError from error
+        _say(traceback.format_exc().rstrip())
+        raise SystemExit(1) from None
+
+
+def _say(text: str) -> None:
+    if has_ranks():
+        from rlhf.distributed import say_error
+
+        say_error(text)
+    else:
+        print(text, file=sys.stderr)

@@ -9,6 +9,10 @@ from rlhf.errors import UserError
 MAX_SKIPPED_IN_A_ROW = 3
 
 
+class NotFiniteError(UserError):
+    """Nothing but steps that are not finite. The weights are those from before the first of them."""
+
+
 class FiniteGuard:
     """Lets finite steps pass, counts the others, and ends a stage in which nothing else comes.
 
@@ -23,21 +27,24 @@ class FiniteGuard:
     def passes(self, figures: Iterable[float]) -> bool:
         """Whether a step with these figures (losses, a gradient's norm) may be taken.
 
+        The step that ends the stage is not counted: going on from there tries it again.
+
         Raises:
-            UserError: several steps in a row may not.
+            NotFiniteError: several steps in a row may not.
         """
         if all(math.isfinite(value) for value in figures):
             self.skipped_in_a_row = 0
             return True
-        self.skipped_steps += 1
-        self.skipped_in_a_row += 1
-        if self.skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
-            raise UserError(
-                f"{self.skipped_in_a_row} optimizer steps in a row had a loss or gradient that is not finite",
+        if self.skipped_in_a_row + 1 >= MAX_SKIPPED_IN_A_ROW:
+            raise NotFiniteError(
+                f"{MAX_SKIPPED_IN_A_ROW} optimizer steps in a row had a reward, a loss or a gradient "
+                "that is not finite",
                 where=self._stage,
                 fix=f"{self._advice} Then begin this stage again with CLEAN=1 (`--clean`), or under another "
                 "run name (`run.name=...`).",
             )
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
         return False
 
     def state(self) -> dict[str, int]:

@@ -24,6 +24,9 @@ def lighten(layer: LoraLayer) -> None:
 def _forward(layer: Any, x: Tensor) -> Tensor:
     """W·x + b, plus alpha / r · B·A·x of the active adapter, if it has one here (2106.09685, equation 3)."""
     base, name = layer.base_layer, layer._active_adapter[0]
+    if base._forward_pre_hooks:  # ZeRO-3 gathers the weight when the module is called, and only then
+        plain: Tensor = type(layer).forward(layer, x)
+        return plain
     if layer._disable_adapters or name not in layer.lora_A:
         output: Tensor = base(x)
         return output

@@ -10,6 +10,7 @@ from torch import Tensor
 from rlhf.backbone import Backbone
 from rlhf.chat import decode_completion
 from rlhf.config import SamplingSettings
+from rlhf.distributed import team
 
 # Shapes: B rollouts, P prompt tokens (left-padded), T response tokens (right-padded), L tokens of the longest
 # prompt and response together, H hidden size, N real response tokens.
@@ -140,6 +141,26 @@ class Rollouts:
     def response_lists(self) -> list[list[int]]:
         pairs = zip(self.response_ids_BT.tolist(), self.response_lengths_B.tolist(), strict=True)
         return [ids[:length] for ids, length in pairs]
+
+
+def merge_shares(own: Rollouts, num_rows: int) -> Rollouts:
+    """All ranks' rollouts in the order of rows, from those that each has for its share; no trunk states."""
+    ours = team()
+    if ours.size == 1:
+        return own
+
+    def padded_left(values_BP: Tensor) -> Tensor:
+        return ours.merge_rows(values_BP.flip(1), num_rows).flip(1)
+
+    return Rollouts(
+        prompt_ids_BP=padded_left(own.prompt_ids_BP),
+        prompt_mask_BP=padded_left(own.prompt_mask_BP),
+        response_ids_BT=ours.merge_rows(own.response_ids_BT, num_rows),
+        response_mask_BT=ours.merge_rows(own.response_mask_BT, num_rows),
+        sampled_logprobs_BT=ours.merge_rows(own.sampled_logprobs_BT, num_rows),
+        sampled_entropy_BT=ours.merge_rows(own.sampled_entropy_BT, num_rows),
+        ended_B=ours.merge_rows(own.ended_B, num_rows),
+    )
 
 
 def _pack(order_B: Tensor, lengths_B: Tensor, max_tokens: int) -> Iterator[Tensor]:

@@ -23,8 +23,10 @@ def scorer_fingerprint(spec: str) -> str:
     return f"{sha256_file(Path(file))}:{function}" if Path(file).is_file() else spec
 
 
-def load_scorer(spec: str) -> Scorer:
+def load_scorer(spec: str, *, all_finite: bool = True) -> Scorer:
     """The function that `spec` names, wrapped so that its results are checked.
+
+    With `all_finite` off, NaN and infinities pass: whoever calls leaves those responses out.
 
     Raises:
         UserError: no such file, module or function; later, a result of the wrong length or not a number.
@@ -64,7 +66,8 @@ def load_scorer(spec: str) -> Scorer:
                 where=f"scorer {spec}",
                 fix="Mend it, or unset the setting that names it; it must take these prompts and responses.",
             ) from error
-        if len(scores) != len(responses) or not all(math.isfinite(value) for value in scores):
+        refused = all_finite and not all(math.isfinite(value) for value in scores)
+        if refused or len(scores) != len(responses):
             raise UserError(
                 f"{len(scores)} scores for {len(responses)} responses, or one that is not a finite number",
                 where=f"scorer {spec}",

@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 from tqdm import tqdm
 
+from rlhf.errors import is_first_rank
+
 T = TypeVar("T")
 
 PLAIN_SECONDS = 10.0
@@ -30,11 +32,12 @@ class Progress(Generic[T]):
     def __init__(self, items: Iterable[T], total: int | None, desc: str) -> None:
         self._items, self._desc = items, desc
         self._plain = not sys.stderr.isatty()
+        self._silent = not is_first_rank()
         self._bar = tqdm(
             total=total,
             desc=desc,
             file=sys.stderr,
-            disable=self._plain,
+            disable=self._plain or self._silent,
             ncols=min(shutil.get_terminal_size().columns, _WIDTH),
             nrows=20,  # a terminal that says it has no rows would show nothing
             delay=1.0,
@@ -77,6 +80,8 @@ class Progress(Generic[T]):
         self._bar.set_postfix(figures, refresh=False)
 
     def _say(self, text: str) -> None:
+        if self._silent:
+            return
         done = f"{self._done}/{self._total}" if self._total else str(self._done)
         print(f"{self._desc}: {done}, {text}", file=sys.stderr, flush=True)
 

@@ -9,6 +9,7 @@ Sample tables lie in `samples/<stage>.<name>-<step>.jsonl`, one object a row.
 W&B is a guest: it may be missing, logged out, offline or broken, and the stage still runs to its end.
 """
 
+import atexit
 import importlib.util
 import json
 import os
@@ -17,18 +18,29 @@ import secrets
 import shlex
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from rlhf.config import Recipe
-from rlhf.errors import UserError
+from rlhf.errors import EXIT_PREEMPTED, UserError, is_first_rank
 from rlhf.manifest import json_value
+from rlhf.preemption import Preempted
 from rlhf.storage import storing, write_atomic
 from rlhf.terminal import Progress, print_result, progress
 
-__all__ = ["METRICS", "METRIC_KEY", "Progress", "Tracker", "print_result", "progress", "read_metrics"]
+__all__ = [
+    "METRICS",
+    "METRIC_KEY",
+    "Progress",
+    "Tracker",
+    "print_result",
+    "progress",
+    "read_metrics",
+    "track",
+]
 
 METRICS = "metrics.jsonl"
 METRIC_KEY = re.compile(r"(?:sft|reward|ppo|labeling)/[a-z0-9_]+")
@@ -37,6 +49,7 @@ _SAMPLES = "samples"
 _WANDB_ID = "wandb_id"
 _INIT_SECONDS = 30.0
 _FINISH_SECONDS = 300.0
+_PREEMPTED_SECONDS = 3.0
 
 _Mode = Literal["online", "offline", "off"]
 
@@ -81,7 +94,10 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close({}, exit_code=0 if kind is None else 1)
+        if kind is not None and issubclass(kind, Preempted):
+            self._close({}, exit_code=EXIT_PREEMPTED)
+        else:
+            self._close({}, exit_code=0 if kind is None else 1)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Append one line of metrics. Several lines may belong to one step, with different keys.
@@ -130,6 +146,34 @@ class Tracker:
             with storing(self._folder / METRICS):
                 self._file.close()
             self._wandb.finish(summary, exit_code=exit_code)
+
+
+class _Unheard(Tracker):
+    """The tracker of the other ranks: the first one writes what all of them know."""
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def url(self) -> None:
+        return None
+
+    def __exit__(self, *raised: object) -> None:
+        pass
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        pass
+
+    def table(self, key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
+        pass
+
+    def finish(self, summary: Mapping[str, float | str]) -> None:
+        pass
+
+
+def track(recipe: Recipe, stage: str, folder: Path, *, resume_step: int | None) -> Tracker:
+    """The `Tracker` of a stage on rank 0, and one that writes nothing on the others."""
+    return Tracker(recipe, stage, folder, resume_step=resume_step) if is_first_rank() else _Unheard()
 
 
 def read_metrics(path: Path) -> list[Row]:
@@ -201,7 +245,10 @@ class _Wandb:
         if self._run is not None:
             self._attempt(lambda: self._run.summary.update(json_value(summary)))
         if self._run is not None:
-            self._attempt(lambda: self._end(exit_code))
+            if exit_code == EXIT_PREEMPTED:
+                self._end_soon()
+            else:
+                self._attempt(lambda: self._end(exit_code))
             self._run = None
         if self._offline_folder is not None:
             print(f"W&B was offline; upload with: wandb sync {shlex.quote(str(self._offline_folder))}")
@@ -248,6 +295,18 @@ class _Wandb:
 
         self._run.finish(exit_code=exit_code)
         wandb.teardown(exit_code=exit_code)  # `finish` alone returns before an offline run's file is written
+
+    def _end_soon(self) -> None:
+        """Give W&B a moment; what it does not get in that is sent when the stage goes on."""
+        self._attempt(lambda: self._run.mark_preempting())
+        ending = threading.Thread(
+            target=lambda: self._attempt(lambda: self._end(EXIT_PREEMPTED)), daemon=True
+        )
+        ending.start()
+        ending.join(_PREEMPTED_SECONDS)
+        if ending.is_alive():
+            print("warning: W&B does not come to an end; leaving without it", file=sys.stderr)
+            atexit.register(_leave_now)  # runs before W&B's own handler, which would go on waiting
 
     def _attempt(self, action: Callable[[], object], *, otherwise: str = "going on without it") -> None:
         failure = _failure(action)
@@ -352,6 +411,12 @@ def _number(value: Any) -> float | None:
     number = json_value(value)
     assert number is None or isinstance(number, int | float), f"not a number: {value!r}"
     return number
+
+
+def _leave_now() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(EXIT_PREEMPTED)
 
 
 def _failure(action: Callable[[], object]) -> str | None:

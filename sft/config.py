@@ -47,7 +47,9 @@ class SFTSettings(Settings):
     eval_every_steps: int = setting(0, semantic=False, ge=0)
     """Optimizer steps between two measurements of the held-out loss; 0 measures before and after only."""
     checkpoint_every_steps: int = setting(200, semantic=False, ge=0)
-    """Optimizer steps between two checkpoints; 0 writes none."""
+    """Optimizer steps between two checkpoints; 0 writes none, except when the process is preempted."""
+    keep_checkpoints: int = setting(2, semantic=False, ge=1)
+    """Newest checkpoints that are kept, beside the one with the lowest held-out loss."""
     num_samples: int = setting(32, semantic=False, ge=0)
     """Held-out prompts that the finished model answers, for the sample table and the EOS rate."""
     sampling: SamplingSettings = SamplingSettings()
@@ -55,11 +57,14 @@ class SFTSettings(Settings):
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches in an optimizer step: the fewest of one size that `micro_batch_size` allows."""
+        """Micro-batches in an optimizer step on one process."""
+        return self.accumulation_over(1)
+
+    def accumulation_over(self, num_processes: int) -> int:
+        """The fewest micro-batches of one size in which every process does its part of a step."""
+        own = self.batch_size // num_processes
         return next(
-            num
-            for num in range(1, self.batch_size + 1)
-            if self.batch_size % num == 0 and self.batch_size // num <= self.micro_batch_size
+            num for num in range(1, own + 1) if own % num == 0 and own // num <= self.micro_batch_size
         )
 
     @model_validator(mode="after")

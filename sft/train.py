@@ -8,27 +8,26 @@ what the learning rate's schedule aims at.
 import math
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
+from rlhf import checkpoints, preemption
 from rlhf.accounts import Account
 from rlhf.artifacts import StageRun
 from rlhf.backbone import Backbone
 from rlhf.chat import check_room
+from rlhf.checkpoints import Checkpoint
 from rlhf.config import LengthSettings, Recipe
-from rlhf.distributed import start_process
+from rlhf.distributed import newest_checkpoint, start_process
 from rlhf.errors import UserError
+from rlhf.guard import NotFiniteError
 from rlhf.records import Demonstration, Prompt
 from rlhf.sources import read_demonstrations, read_prompts
-from rlhf.storage import storing
-from rlhf.tracking import Tracker, print_result, progress
+from rlhf.tracking import Tracker, print_result, progress, track
 from sft.config import SFTSettings
 from sft.data import Encoder, Examples, texts
 from sft.measure import COLUMNS, Samples, held_out_figures, sample_answers
-from sft.model import Start, choose_pad, merge, published_dtype, set_tokens, start, write
+from sft.model import Start, choose_pad, merge, published_dtype, set_tokens, start, training_precision, write
 from sft.packing import check_packing
-from sft.trainer import Watch, build_trainer, newest_checkpoint
-
-CHECKPOINTS = "checkpoints"
+from sft.trainer import Watch, build_trainer
 
 
 @dataclass(frozen=True)
@@ -43,19 +42,21 @@ class Prepared:
 
 def train(recipe: Recipe, settings: SFTSettings, stage: StageRun) -> None:
     """Fine-tune, measure and publish; goes on from the newest checkpoint of a half-finished stage."""
-    device = start_process(recipe.run)
+    precision = training_precision(recipe.model)
+    device = start_process(recipe.run, max_grad_norm=settings.max_grad_norm, precision=precision).device
     prepared = prepare(recipe, settings)
     prepared.account.print("sft: demonstrations")
-    checkpoint = newest_checkpoint(stage.folder / CHECKPOINTS) if stage.resuming else None
-    resume_step = None if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-    with Tracker(recipe, "sft", stage.folder, resume_step=resume_step) as tracker:
+    found = newest_checkpoint(stage.folder) if stage.resuming else None
+    resume_step = None if found is None else found.step
+    stage.drop_replaced()
+    with track(recipe, "sft", stage.folder, resume_step=resume_step) as tracker:
         model = prepared.start.model.to(device)
         before = held_out_figures(model, prepared.examples.held_out)
         if resume_step is None:
             tracker.log(before, step=0)
         num_steps = 0
         if settings.method != "none":
-            num_steps = fine_tune(recipe, settings, prepared, stage, tracker, checkpoint)
+            num_steps = fine_tune(recipe, settings, prepared, stage, tracker, found)
         finish(recipe, settings, prepared, stage, tracker, before=before, step=num_steps)
 
 
@@ -96,22 +97,32 @@ def fine_tune(
     prepared: Prepared,
     stage: StageRun,
     tracker: Tracker,
-    checkpoint: Path | None,
+    found: Checkpoint | None,
 ) -> int:
-    """Train, and leave the plain model in `prepared.start`; returns the number of optimizer steps."""
+    """Train, and leave the plain model in `prepared.start`; returns the number of optimizer steps.
+
+    Raises:
+        NotFiniteError: nothing but steps that are not finite came; the last good state is saved.
+    """
     if settings.packing:
         check_packing(prepared.start.model)
-    trainer = build_trainer(
-        recipe, settings, prepared.start, prepared.examples.train, stage.folder / CHECKPOINTS
-    )
+    trainer = build_trainer(recipe, settings, prepared.start, prepared.examples.train, stage.folder)
+    if found is not None:
+        trainer.go_on_from(found)
     num_steps = math.ceil(settings.num_epochs * math.ceil(len(trainer.lengths) / settings.batch_size))
+    held_out = prepared.examples.held_out
     with progress(num_steps, "sft") as bar:
-        trainer.watch(
-            Watch(tracker, settings, bar.update, lambda m: held_out_figures(m, prepared.examples.held_out))
-        )
-        with storing(stage.folder):
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    prepared.start.model = merge(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
+        watch = Watch(tracker, settings, bar.update, lambda model: held_out_figures(model, held_out))
+        trainer.watch(watch)
+        try:
+            with preemption.deferred():  # `Watch` saves and ends the training
+                trainer.train()
+                if watch.is_stopped:
+                    preemption.stop()
+        except NotFiniteError:
+            trainer.save()
+            raise
+    prepared.start.model = merge(trainer.trained_model())
     return num_steps
 
 
@@ -142,7 +153,9 @@ def finish(
         accounts=prepared.account.to_json(),
         wandb_url=tracker.url,
     )
-    shutil.rmtree(stage.folder / CHECKPOINTS, ignore_errors=True)  # a finished stage never resumes
+    shutil.rmtree(
+        stage.folder / checkpoints.CHECKPOINTS, ignore_errors=True
+    )  # a finished stage never resumes
     tracker.finish({"artifact_sha256": manifest.artifact_sha256})
     print_result(
         "sft",

@@ -1,6 +1,5 @@
 """TRL's `SFTTrainer` as this stage uses it: ids and a mask go in, figures go to the tracker."""
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,19 +9,24 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from datasets import disable_progress_bars
+from datasets import Dataset, concatenate_datasets, disable_progress_bars
 from peft import LoraConfig
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
 from transformers.pytorch_utils import Conv1D
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
+from rlhf import preemption
+from rlhf.checkpoints import CHECKPOINTS
 from rlhf.config import LoraSettings, Recipe
+from rlhf.distributed import team
 from rlhf.errors import UserError
+from rlhf.zero_trainer import trainer_options
 from sft.config import SFTSettings
 from sft.data import Example, dataset
 from sft.model import Start, training_precision
+from sft.resume import ResumableTrainer
 
 _SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 _LOGGED = {
@@ -35,6 +39,7 @@ _LOGGED = {
     "num_tokens": "sft/tokens_seen",
 }
 """What the trainer logs, and the key under which it is kept."""
+_MEASURED_LOSS = "sft/heldout_loss_nats_per_token"
 
 
 class Log(Protocol):
@@ -47,33 +52,53 @@ class SeededOrder(Sampler[int]):
     """Every example once an epoch, in an order that (seed, epoch) alone decide.
 
     Within the examples of one optimizer step, which is a sum and has no order, they stand by length: a
-    micro-batch then holds examples of like length and little padding.
+    micro-batch then holds examples of like length and little padding. The last `num_dummies` rows are no
+    examples: they come last, so that every process has equally many rows.
     """
 
-    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int) -> None:
+    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int, num_dummies: int = 0) -> None:
         self.lengths, self.batch_size, self.seed = np.asarray(lengths), batch_size, seed
-        self.epoch = 0
+        self.num_dummies, self.epoch = num_dummies, 0
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self))
+        num_examples = len(self) - self.num_dummies
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(num_examples)
+        order = np.concatenate([order, np.arange(num_examples, len(self))])
         for first in range(0, len(order), self.batch_size):
             step = order[first : first + self.batch_size]
             yield from step[np.argsort(-self.lengths[step], kind="stable")].tolist()
 
 
-class Trainer(SFTTrainer):
-    """`SFTTrainer` with our order of examples, and without the model cards and pings it sends on the side."""
+class Trainer(ResumableTrainer):
+    """TRL's trainer with our order of examples, without the model cards and pings it sends on the side."""
 
     order: SeededOrder
+    num_dummies = 0
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of every training row: of every example, or of every packed row."""
         rows: Any = self.train_dataset
         return [len(ids) for ids in rows["input_ids"]]
+
+    def fill_up(self) -> None:
+        """Give every process equally many rows, by rows of one token that no loss is taken of.
+
+        accelerate would draw examples twice.
+        """
+        args, rows = self.args, self.train_dataset
+        assert isinstance(rows, Dataset)
+        at_a_time = args.train_batch_size * args.world_size
+        self.num_dummies = -len(rows) % at_a_time if args.world_size > 1 else 0
+        if self.num_dummies:
+            dummy = {"input_ids": [0], "labels": [-100], "seq_lengths": [1]}
+            columns = {name: [dummy[name]] * self.num_dummies for name in rows.column_names}
+            self.train_dataset = concatenate_datasets(
+                [rows, Dataset.from_dict(columns, features=rows.features)]
+            )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SeededOrder:
         del train_dataset
@@ -82,6 +107,7 @@ class Trainer(SFTTrainer):
             self.lengths,
             batch_size=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
             seed=args.seed,
+            num_dummies=self.num_dummies,
         )
         return self.order
 
@@ -101,7 +127,8 @@ class Trainer(SFTTrainer):
 class Watch(TrainerCallback):
     """Forwards the trainer's figures, moves the progress bar, and measures the held-out loss on the way.
 
-    `measure` maps a model to figures.
+    `measure` maps a model to figures. A checkpoint is also written after the measurement that is the best so
+    far, and when the process is preempted, which ends the training.
     """
 
     def __init__(
@@ -112,40 +139,47 @@ class Watch(TrainerCallback):
         measure: Callable[[Any], dict[str, float]],
     ) -> None:
         self.tracker, self.advance, self.measure = log, advance, measure
-        self.every = settings.eval_every_steps
+        self.every, self.saves = settings.eval_every_steps, bool(settings.checkpoint_every_steps)
+        self.is_stopped = False
         self.trainer: Trainer
         self._last = (time.monotonic(), 0.0)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.restore_window()
         self.advance(state.global_step)
-        self._last = (time.monotonic(), 0.0)
+        self._last = (time.monotonic(), float(self.trainer._total_train_tokens))
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer.order.epoch = int(state.epoch or 0)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.remember_window()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.skip_unless_finite()
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        step = state.global_step
         self.advance(1)
-        if self.every and state.global_step % self.every == 0 and state.global_step < state.max_steps:
-            self.tracker.log(self.measure(kwargs["model"]), step=state.global_step)
+        if self.every and step % self.every == 0 and step < state.max_steps:
+            figures = self.measure(kwargs["model"])
+            self.tracker.log(figures, step=step)
+            loss = figures.get(_MEASURED_LOSS)
+            if loss is not None and self.trainer.best.offer(step, -loss) and self.saves:
+                control.should_save = True
+        if team().any(preemption.requested()):
+            control.should_save = control.should_training_stop = self.is_stopped = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" not in logs:
             return  # the summary at the end of training
-        if not math.isfinite(logs["loss"]):
-            raise UserError(
-                f"the loss is {logs['loss']} at step {state.global_step}",
-                where="sft",
-                fix="Lower sft.learning_rate or sft.max_grad_norm, or use model.precision=fp32; "
-                "then run again with --clean.",
-            )
         figures = {ours: float(logs[theirs]) for theirs, ours in _LOGGED.items() if theirs in logs}
+        figures["sft/skipped_steps"] = float(self.trainer.guard.skipped_steps)
         self.tracker.log(figures | self._speed(logs), step=state.global_step)
 
     def _speed(self, logs: Mapping[str, float]) -> dict[str, float]:
         now, tokens = time.monotonic(), float(logs.get("num_tokens", 0.0))
         (before, tokens_before), self._last = self._last, (now, tokens)
-        if tokens_before == 0.0:  # a resumed run counts its tokens from the checkpoint on
-            return {}
         return {"sft/tokens_per_second": (tokens - tokens_before) / max(now - before, 1e-9)}
 
 
@@ -156,25 +190,39 @@ def build_trainer(
     examples: Sequence[Example],
     folder: Path,
 ) -> Trainer:
-    """A trainer over `examples`, whose checkpoints lie in `folder`, on the device where the model is."""
+    """A trainer over `examples` on the device where the model is; checkpoints lie in the stage folder."""
     disable_progress_bars()
     with warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.23 under the old name.
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
-        return Trainer(
+        trainer = Trainer(
             model=start.model,
             args=_arguments(recipe, settings, folder=folder, device=start.model.device),
             train_dataset=dataset(examples),
             processing_class=start.tokenizer,
             peft_config=_lora(start.model, settings.lora) if settings.method == "lora" else None,
         )
+    trainer.keep_in(folder, keep=settings.keep_checkpoints)
+    trainer.computes_in_bf16 = training_precision(recipe.model) == "bf16"
+    trainer.fill_up()
+    return trainer
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint to go on from; one that was being written when the process died is none."""
-    found = {int(path.name.rpartition("-")[2]): path for path in folder.glob("checkpoint-*")}
-    complete = {step: path for step, path in found.items() if (path / "trainer_state.json").is_file()}
-    return complete[max(complete)] if complete else None
+def rows_at_a_time(settings: SFTSettings) -> tuple[int, int]:
+    """Rows of a micro-batch on every rank, and micro-batches of a step.
+
+    Raises:
+        UserError: the batch cannot be cut over the ranks.
+    """
+    size = team().size
+    if settings.batch_size % size:
+        raise UserError(
+            f"{settings.batch_size} sequences cannot be cut over {size} processes",
+            where="sft.batch_size",
+            fix="Make it a multiple of the number of processes.",
+        )
+    accumulation = settings.accumulation_over(size)
+    return settings.batch_size // (size * accumulation), accumulation
 
 
 def _arguments(recipe: Recipe, settings: SFTSettings, *, folder: Path, device: torch.device) -> SFTConfig:
@@ -182,20 +230,26 @@ def _arguments(recipe: Recipe, settings: SFTSettings, *, folder: Path, device: t
     checkpointing = (
         "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     )
-    options: dict[str, Any] = {checkpointing: settings.gradient_checkpointing}
+    rows, accumulation = rows_at_a_time(settings)
+    options: dict[str, Any] = {
+        checkpointing: settings.gradient_checkpointing,
+        "bf16": training_precision(recipe.model) == "bf16",
+        "use_cpu": device.type == "cpu",
+    }
+    if team().zero:
+        options |= {"bf16": False} | trainer_options(rows, accumulation, max_grad_norm=settings.max_grad_norm)
     args = SFTConfig(
-        output_dir=str(folder),
+        output_dir=str(folder / CHECKPOINTS),
         seed=recipe.run.seed,
         data_seed=recipe.run.seed,
         num_train_epochs=settings.num_epochs,
-        per_device_train_batch_size=settings.batch_size // settings.accumulation,
-        gradient_accumulation_steps=settings.accumulation,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
         learning_rate=settings.learning_rate,
         lr_scheduler_type=_SCHEDULES[settings.schedule],
         warmup_steps=settings.warmup_fraction,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        bf16=training_precision(recipe.model) == "bf16",
         completion_only_loss=True,
         packing=settings.packing,
         packing_strategy="bfd",
@@ -204,12 +258,10 @@ def _arguments(recipe: Recipe, settings: SFTSettings, *, folder: Path, device: t
         logging_nan_inf_filter=False,
         save_strategy="steps" if settings.checkpoint_every_steps else "no",
         save_steps=settings.checkpoint_every_steps or 1,
-        save_total_limit=1,
         eval_strategy="no",
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=device.type == "cuda",
-        use_cpu=device.type == "cpu",
         **options,
     )
     args._n_gpu = min(args.n_gpu, 1)  # one process, one device: never torch's DataParallel

@@ -8,6 +8,7 @@ from pathlib import Path
 # Libraries read these once, when they are imported: so before any import of them.
 _HF_HOME = tempfile.mkdtemp(prefix="triptych-hf-")
 os.environ.update(
+    DS_ACCELERATOR="cpu",  # or DeepSpeed looks for one, and says so
     HF_HOME=_HF_HOME,  # caches of data sets would otherwise pile up in the developer's own
     HF_HUB_OFFLINE="1",
     OMP_NUM_THREADS="1",

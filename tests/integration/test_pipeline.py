@@ -5,7 +5,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import ppo.__main__
 import ppo.chat
-import reward.__main__
-import sft.__main__
 from rlhf.artifacts import require, sha256_file
 from rlhf.backbone import REFERENCE, Backbone
 from rlhf.config import load_recipe
 from rlhf.errors import run_command
 from rlhf.tracking import read_metrics
 from tests.glossary import assert_documented
+from tests.integration.micro import CONFIG, STAGES, start
 from tests.wandb_offline import merge_steps, read_offline_run
 
 pytestmark = pytest.mark.slow
-
-CONFIG = "tests/integration/micro.yaml"
-MAIN = {"sft": sft.__main__.main, "reward": reward.__main__.main, "ppo": ppo.__main__.main}
-STAGES = tuple(MAIN)
-
-Run = Callable[..., int]
-
-
-def start(stage: str, folder: Path, *arguments: str) -> int:
-    return run_command(MAIN[stage], ["--config", CONFIG, f"run.folder={folder}", *arguments])
-
-
-@pytest.fixture(scope="module")
-def runs(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one finished run, `micro`."""
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        for stage in STAGES:
-            assert start(stage, folder, "ppo.export_merged=true") == 0
-    return folder
 
 
 @pytest.fixture(autouse=True)

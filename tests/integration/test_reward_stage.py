@@ -257,6 +257,13 @@ def test_other_settings_are_not_mixed_into_a_finished_stage(tmp_path: Path) -> N
         run(config, "reward.learning_rate=0.02")
     assert run(config, "reward.micro_batch_tokens=64") == 0  # cannot change a result: still up to date
     assert run(config, "reward.learning_rate=0.02", "--clean") == 0
+    rankings = tmp_path / "rankings.jsonl"
+    good = rankings.read_text()
+    rankings.write_text(good + "{}\n")
+    with pytest.raises(UserError, match="line 61"):
+        run(config, "reward.learning_rate=0.02", "--clean")
+    rankings.write_text(good)
+    assert run(config, "reward.learning_rate=0.02") == 0  # the finished result is still there
 
 
 def test_a_bad_record_is_an_error_before_anything_is_written(

@@ -101,7 +101,7 @@ class Game:
         return experience(sampled, values, self.settings, kl_coefficient=self.settings.kl.coefficient)[0]
 
     def gradients(self, batch: Experience, rows: Tensor) -> dict[str, Tensor]:
-        self.updater.optimizer.zero_grad(set_to_none=True)
+        self.updater.optimization.optimizer.zero_grad(set_to_none=True)
         self.updater.accumulate(batch, rows)
         return {k: p.grad.clone() for k, p in self.updater.named.items() if p.grad is not None}
 
@@ -233,7 +233,7 @@ def test_the_number_of_optimizer_steps_is_epochs_times_minibatches_exactly() -> 
         game = Game(ppo_settings(rollouts_per_iteration=rollouts, num_minibatches=minibatches))
         figures = game.play(2)
         assert [f["num_steps"] for f in figures] == [2 * minibatches] * 2
-        steps = {int(s["step"]) for s in game.updater.optimizer.state.values()}
+        steps = {int(s["step"]) for s in game.updater.optimization.optimizer.state.values()}
         assert steps == {4 * minibatches}
 
 
@@ -333,7 +333,7 @@ def test_the_learning_rates_decay_linearly_to_zero() -> None:
     rates = []
     for iteration in range(4):
         game.updater.update(game.experience(game.sample(iteration)), iteration=iteration)
-        rates.append(game.updater.optimizer.param_groups[0]["lr"])
+        rates.append(game.updater.optimization.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
 
 

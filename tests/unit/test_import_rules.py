@@ -29,7 +29,7 @@ HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "wand
 OPTIONAL = ("deepspeed", "bitsandbytes", "flash_attn", "vaderSentiment", "wandb")
 """Imported where they are used, so that everything else runs without them."""
 DISTRIBUTED = ("accelerate", "deepspeed", "torch.distributed")
-"""Known to `rlhf.distributed` alone."""
+KNOW_DISTRIBUTED = ("rlhf.distributed", "rlhf.zero", "rlhf.launch")
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,12 @@ def test_mathematics_imports_torch_alone() -> None:
     )
 
 
-def test_only_one_module_knows_of_processes() -> None:
+def test_three_modules_alone_know_of_processes() -> None:
     assert (
         listed(
             each
             for each in imports()
-            if is_within(each.target, DISTRIBUTED) and each.importer != "rlhf.distributed"
+            if is_within(each.target, DISTRIBUTED) and each.importer not in KNOW_DISTRIBUTED
         )
         == []
     )

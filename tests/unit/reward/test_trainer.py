@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reward.trainer import Trainer
-from rlhf.errors import UserError
+from rlhf.guard import NotFiniteError
 from tests.small import small_backbone
 from tests.unit.reward.groups import random_groups, reward_settings
 
@@ -28,7 +28,7 @@ def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
 def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
     for _ in range(2):  # a fresh adapter has B = 0, and then no gradient reaches A
         trainer.step()
-    trainer.optimizer.zero_grad()
+    trainer.optimization.optimizer.zero_grad()
     trainer.accumulate(GROUPS[:12])
     return {
         name: parameter.grad.clone()
@@ -161,8 +161,12 @@ def test_steps_that_are_not_finite_are_skipped_and_stop_the_run_in_the_end() -> 
     one.step()
     assert one.guard.skipped_in_a_row == 0
     assert one.take_window()["skipped_steps"] == 2
+    good = weights(one)
     head.register_forward_hook(lambda _module, _inputs, output: output * float("nan"))
     one.step()
     one.step()
-    with pytest.raises(UserError, match="3 optimizer steps in a row"):
+    before = (one.next_step, one.guard.state())
+    with pytest.raises(NotFiniteError, match="3 optimizer steps in a row"):
         one.step()
+    assert (one.next_step, one.guard.state()) == before  # so that going on tries this step again
+    assert all(torch.equal(weights(one)[name], value) for name, value in good.items())

@@ -341,12 +341,65 @@ def test_the_next_command_names_the_configuration_with_every_setting_as_it_was(t
         assert "0.7" not in (run.folder / "stage.json").read_text()
 
 
+OTHER = StageSettings(kl=KLSettings(coefficient=0.1))
+
+
 def test_clean_begins_again(tmp_path: Path) -> None:
     finish(make_recipe(tmp_path))
     (tmp_path / "x" / "ppo" / "checkpoints").mkdir()
-    with opened(make_recipe(tmp_path, StageSettings(kl=KLSettings(coefficient=0.1))), clean=True) as run:
+    with opened(make_recipe(tmp_path, OTHER), clean=True) as run:
         assert not run.resuming
+        run.drop_replaced()
         assert set(os.listdir(run.folder)) == {".lock", "stage.json", "config.yaml"}
+
+
+def refuse_an_input(recipe: Recipe) -> None:
+    """Begin anew with `--clean`, and end as a stage does that finds a mistake in what it reads."""
+    with opened(recipe, clean=True):
+        raise UserError("line 7 is no ranking")
+
+
+def test_a_refused_input_costs_no_finished_result(tmp_path: Path) -> None:
+    finish(make_recipe(tmp_path))
+    before = snapshot(tmp_path)
+    for recipe in (make_recipe(tmp_path), make_recipe(tmp_path, OTHER)):
+        with pytest.raises(UserError, match="line 7"):
+            refuse_an_input(recipe)
+    assert StageRun.open(make_recipe(tmp_path), "ppo", {}) is None
+    after = snapshot(tmp_path)
+    assert {name: data for name, data in after.items() if not name.endswith(".lock")} == {
+        name: data for name, data in before.items() if not name.endswith(".lock")
+    }
+
+
+@pytest.mark.parametrize("died_after", [0, 1, 2, 3])
+def test_a_result_that_was_being_set_aside_when_the_process_died_is_put_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, died_after: int
+) -> None:
+    finish(make_recipe(tmp_path))
+    rename, left = Path.rename, died_after
+
+    def die(path: Path, target: Path) -> Path:
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", die)
+        with pytest.raises(KeyboardInterrupt):
+            opened(make_recipe(tmp_path), clean=True)
+    assert StageRun.open(make_recipe(tmp_path), "ppo", {}) is None
+    require(tmp_path / "x", "ppo")
+
+
+def test_a_process_that_dies_after_clean_goes_on_and_the_old_result_still_waits(tmp_path: Path) -> None:
+    finish(make_recipe(tmp_path))
+    opened(make_recipe(tmp_path, OTHER), clean=True).close()  # died while it read its inputs
+    with pytest.raises(UserError, match="line 7"):
+        refuse_an_input(make_recipe(tmp_path, OTHER))
+    assert StageRun.open(make_recipe(tmp_path), "ppo", {}) is None
 
 
 @pytest.mark.parametrize("clean", [True, False])
@@ -389,6 +442,20 @@ def test_the_lock_ends_with_the_block_also_after_an_error(tmp_path: Path) -> Non
     with pytest.raises(RuntimeError):
         fail_at_work()
     opened(make_recipe(tmp_path)).close()
+
+
+def test_what_a_stage_reads_cannot_be_made_anew_meanwhile(tmp_path: Path) -> None:
+    finish(make_recipe(tmp_path))
+    recipe = make_recipe(tmp_path)
+    reader, other = (StageRun.open(recipe, name, {}, reads=["ppo"], sections=()) for name in ("a", "b"))
+    assert reader is not None
+    assert other is not None
+    said = f"process {os.getpid()} on .* is running `b` on what this stage has made"
+    with other, reader, pytest.raises(UserError, match=said):
+        opened(recipe, clean=True)
+    require(tmp_path / "x", "ppo")
+    with opened(recipe, clean=True), pytest.raises(UserError, match="is running this stage"):
+        StageRun.open(recipe, "c", {}, reads=["ppo"], sections=())
 
 
 # What a later stage may trust.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf import checkpoints
+from rlhf.checkpoints import Best, Checkpoint
 from rlhf.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -274,6 +275,31 @@ def test_a_damaged_checkpoint_of_a_later_step_does_not_push_out_a_good_one(tmp_p
     (folder_of(tmp_path, 8) / "state.json").write_text("")
     save(tmp_path, 6, keep=1)
     assert found_step(tmp_path) == 6
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    best = Best()
+    for step, figure in enumerate([0.1, 0.9, 0.3, float("nan"), 0.9]):
+        best.offer(step, figure)
+        tensors = {"w": torch.full((4,), float(step))}
+        checkpoints.save(tmp_path, step, tensors, {"step": step}, keep=2, best=best.step)
+    assert best == Best(step=1, figure=0.9)  # the first of equals
+    assert steps(tmp_path) == ["step-000001", "step-000003", "step-000004"]
+    found = checkpoints.load(tmp_path, 1)
+    assert found is not None
+    assert (found.tensors["w"] == 1).all()
+    cut(folder_of(tmp_path, 1) / "tensors.safetensors")
+    assert checkpoints.load(tmp_path, 1) is None
+    assert checkpoints.load(tmp_path, 7) is None
+
+
+def test_a_copy_in_memory_stays_as_it_was() -> None:
+    tensor, state = torch.zeros(3), {"step": 1}
+    copy = Checkpoint.of(1, {"w": tensor, "row": tensor[1:]}, state)
+    tensor += 1
+    state["step"] = 2
+    assert copy.tensors["w"].sum() == copy.tensors["row"].sum() == 0
+    assert copy.state == {"step": 1}
 
 
 # Damage

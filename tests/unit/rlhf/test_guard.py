@@ -21,7 +21,7 @@ def test_counts_go_on_from_a_checkpoint_until_the_stage_ends() -> None:
     for _ in range(MAX_SKIPPED_IN_A_ROW - 1):
         assert not first.passes([NAN])
     second.restore(first.state())
-    with pytest.raises(UserError, match=r"^ppo: 3 optimizer steps in a row") as caught:
+    with pytest.raises(UserError, match=r"^ppo: 3 optimizer steps in a row had a reward") as caught:
         second.passes([NAN])
     assert "Lower it. Then begin this stage again" in str(caught.value)
     assert "checkpoint" not in str(caught.value)

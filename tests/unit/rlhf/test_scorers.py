@@ -62,3 +62,11 @@ def test_a_scorer_that_misbehaves_is_a_users_error(tmp_path: Path, body: str, me
     path = scorer_file(tmp_path, f"def lengths(prompts, responses):\n    {body}\n")
     with pytest.raises(UserError, match=message):
         load_scorer(f"{path}:lengths")(["p", "p"], ["a", "b"])
+
+
+def test_a_caller_may_take_scores_that_are_not_finite_but_no_others(tmp_path: Path) -> None:
+    path = scorer_file(tmp_path, "def lengths(prompts, responses):\n    return [float('nan'), 1.0]\n")
+    score = load_scorer(f"{path}:lengths", all_finite=False)
+    assert str(score(["p", "p"], ["a", "b"])) == "[nan, 1.0]"
+    with pytest.raises(UserError, match="2 scores for 1 responses"):
+        score(["p"], ["a"])

@@ -14,7 +14,8 @@ import pytest
 
 from rlhf import terminal, tracking
 from rlhf.config import ModelSettings, Recipe, RunSettings, TrackingSettings
-from rlhf.errors import UserError
+from rlhf.errors import EXIT_PREEMPTED, UserError
+from rlhf.preemption import Preempted
 from rlhf.tracking import Tracker, print_result, progress, read_metrics
 from tests.wandb_offline import OfflineRun, merge_steps, read_offline_run
 
@@ -247,6 +248,37 @@ def test_a_stage_that_fails_ends_its_run_as_failed(tmp_path: Path) -> None:
         fail_at_work()
     assert offline_run(tmp_path).exit_code == 1
     assert offline_run(tmp_path).history == [{"step": 0, "ppo/a": 1.0}]
+
+
+def test_a_preempted_stage_ends_its_run_as_preempted(tmp_path: Path) -> None:
+    def be_preempted() -> None:
+        with tracker(tmp_path, "offline") as log:
+            log.log({"ppo/a": 1.0}, 0)
+            raise Preempted
+
+    with pytest.raises(Preempted):
+        be_preempted()
+    assert offline_run(tmp_path).exit_code == EXIT_PREEMPTED
+    assert "preempting" in offline_run(tmp_path).kinds
+    assert offline_run(tmp_path).history == [{"step": 0, "ppo/a": 1.0}]
+
+
+def test_a_wandb_that_hangs_holds_no_preempted_process_up(tmp_path: Path) -> None:
+    code = """
+import threading, time
+from rlhf.errors import run_command
+def work(argv):
+    with tracker(Path(sys.argv[1]), "offline") as log:
+        log.log({"ppo/a": 1.0}, 0)
+        log._wandb._end = lambda exit_code: threading.Event().wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+sys.exit(run_command(work))
+"""
+    process = python(code, tmp_path)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == EXIT_PREEMPTED, errors
+    assert "leaving without it" in errors
+    assert metrics(tmp_path) == [{"step": 0, "ppo/a": 1.0}]
 
 
 @pytest.mark.parametrize(("mode", "variable"), [("off", "online"), ("auto", "disabled")])

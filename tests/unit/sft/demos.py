@@ -1,7 +1,7 @@
 """Demonstrations of random words, and a training run on them in a moment."""
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,10 @@ def small_start(folder: Path, settings: SFTSettings, *, pad_token: str = "<pad>"
     return start(ModelSettings(path=str(path), **model), settings, texts=[], seed=0)
 
 
-def recipe(*, seed: int = 0) -> Recipe:
+def recipe(*, seed: int = 0, log_every_steps: int = 1) -> Recipe:
     return Recipe(
         run=RunSettings(seed=seed),
-        tracking=TrackingSettings(log_every_steps=1),
+        tracking=TrackingSettings(log_every_steps=log_every_steps),
         model=ModelSettings(path="unread"),
         sections={},
         path=Path("unread.yaml"),
@@ -78,14 +78,29 @@ def trainer(
     begin: Start | None = None,
     seed: int = 0,
     log: Log | None = None,
+    log_every_steps: int = 1,
+    measure: Callable[[Any], dict[str, float]] = lambda model: {},
 ) -> Trainer:
     """A trainer on the small model, with its log."""
     begin = begin or small_start(folder, settings)
-    built = build_trainer(recipe(seed=seed), settings, begin, examples, folder / "checkpoints")
-    built.watch(Watch(log or Log(), settings, lambda steps: None, lambda model: {}))
+    built = build_trainer(
+        recipe(seed=seed, log_every_steps=log_every_steps), settings, begin, examples, folder
+    )
+    built.watch(Watch(log or Log(), settings, lambda steps: None, measure))
     return built
 
 
 def weights(trained: Trainer) -> dict[str, torch.Tensor]:
     model: Any = trained.model
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def poison(trained: Trainer, steps: set[int]) -> None:
+    """Make the loss of these optimizer steps, counted from 1, not a number."""
+    compute = trained.compute_loss
+
+    def poisoned(*args: Any, **kwargs: Any) -> Any:
+        loss = compute(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return loss * float("nan") if trained.state.global_step + 1 in steps else loss
+
+    trained.compute_loss = poisoned  # type: ignore[method-assign]

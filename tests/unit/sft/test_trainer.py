@@ -10,11 +10,13 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
+from rlhf import checkpoints
 from rlhf.config import LengthSettings, LoraSettings
 from rlhf.errors import UserError
+from rlhf.guard import NotFiniteError
 from sft.data import Example
-from sft.trainer import SeededOrder, newest_checkpoint
-from tests.unit.sft.demos import Log, random_examples, sft_settings, small_start, trainer, weights
+from sft.trainer import SeededOrder, Trainer
+from tests.unit.sft.demos import Log, poison, random_examples, sft_settings, small_start, trainer, weights
 
 EXAMPLES = random_examples(22)
 
@@ -66,6 +68,12 @@ class TestOrder:
             step = sorted_[first : first + 8]
             assert set(step) == set(plain[first : first + 8])
             assert lengths[step].tolist() == sorted(lengths[step].tolist(), reverse=True)
+
+    def test_dummy_rows_come_last_and_change_no_order(self) -> None:
+        lengths = [5] * 22
+        plain = list(SeededOrder(lengths, batch_size=8, seed=1))
+        filled = list(SeededOrder([*lengths, 1, 1], batch_size=8, seed=1, num_dummies=2))
+        assert filled == [*plain, 22, 23]
 
 
 def test_the_logged_loss_is_over_completion_tokens_alone(tmp_path: Path) -> None:
@@ -180,51 +188,75 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
 
 
+TIMING = "sft/tokens_per_second"
+
+
+def untimed(log: Log) -> list[tuple[int, dict[str, float]]]:
+    return [(step, {k: v for k, v in figures.items() if k != TIMING}) for step, figures in log.rows]
+
+
 @pytest.mark.parametrize(
     "step", [2, 3, 4, 9], ids=["within an epoch", "at its end", "in the next one", "after the last step"]
 )
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_resumed_run_ends_with_the_same_weights_to_the_bit(tmp_path: Path, step: int, method: str) -> None:
+def test_a_resumed_run_ends_with_the_same_weights_and_metrics_to_the_bit(
+    tmp_path: Path, step: int, method: str
+) -> None:
     settings = sft_settings(checkpoint_every_steps=1, num_epochs=3, micro_batch_size=4, method=method)
-    whole = trainer(tmp_path / "a", settings, EXAMPLES, begin=small_start(tmp_path, settings))
+
+    def built(name: str, log: Log) -> Trainer:
+        begin = small_start(tmp_path, settings)
+        return trainer(tmp_path / name, settings, EXAMPLES, begin=begin, log=log, log_every_steps=4)
+
+    straight, first, second = Log(), Log(), Log()
+    whole = built("a", straight)
     whole.train()
-    killed = trainer(tmp_path / "b", settings, EXAMPLES, begin=small_start(tmp_path, settings))
+    killed = built("b", first)
     killed.add_callback(Stop(step))
     with pytest.raises(KeyboardInterrupt):
         killed.train()
-    checkpoint = newest_checkpoint(tmp_path / "b" / "checkpoints")
-    assert checkpoint is not None
-    assert checkpoint.name == f"checkpoint-{step}"
-    log = Log()
-    resumed = trainer(tmp_path / "b", settings, EXAMPLES, begin=small_start(tmp_path, settings), log=log)
-    resumed.train(resume_from_checkpoint=str(checkpoint))
-    assert [at for at, _ in log.rows] == list(range(step + 1, 10))
+    found = checkpoints.latest(tmp_path / "b")
+    assert found is not None
+    assert found.step == step
+    resumed = built("b", second)
+    resumed.go_on_from(found)
+    torch.manual_seed(99)
+    resumed.train()
+    assert untimed(first) + untimed(second) == untimed(straight)
+    assert [at for at, _ in straight.rows] == [4, 8]
     assert_close(weights(whole), weights(resumed), atol=0.0)
 
 
-def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
-    settings = sft_settings(checkpoint_every_steps=2)
-    trainer(tmp_path, settings, EXAMPLES).train()
-    assert [path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")] == ["checkpoint-6"]
+def test_the_newest_checkpoints_are_kept_and_the_best(tmp_path: Path) -> None:
+    settings = sft_settings(checkpoint_every_steps=1, eval_every_steps=1, keep_checkpoints=2)
+    losses = iter([3.0, 1.0, 2.0, 4.0, 1.0])
+    measure = lambda model: {"sft/heldout_loss_nats_per_token": next(losses)}  # noqa: E731
+    trainer(tmp_path, settings, EXAMPLES, measure=measure).train()
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["step-000002", "step-000005", "step-000006"]
 
 
-def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path: Path) -> None:
-    for step, complete in ((2, True), (10, True), (12, False)):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        if complete:
-            (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text("{}")
-    found = newest_checkpoint(tmp_path)
+def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path: Path) -> None:
+    log = Log()
+    trained = trainer(tmp_path, sft_settings(), EXAMPLES, log=log, log_every_steps=2)
+    poison(trained, {3, 4})
+    trained.train()
+    assert [step for step, _ in log.rows] == [2, 6]
+    assert all(np.isfinite(list(figures.values())).all() for _, figures in log.rows)
+    assert [figures["sft/skipped_steps"] for _, figures in log.rows] == [0.0, 2.0]
+    assert all(bool(weight.isfinite().all()) for weight in weights(trained).values())
+
+
+def test_a_loss_that_stays_not_a_number_ends_the_run_before_it_harms_the_weights(tmp_path: Path) -> None:
+    trained = trainer(tmp_path, sft_settings(checkpoint_every_steps=1), EXAMPLES)
+    poison(trained, {2, 3, 4})
+    with pytest.raises(NotFiniteError, match="3 optimizer steps in a row"):
+        trained.train()
+    trained.save()
+    found = checkpoints.latest(tmp_path)
     assert found is not None
-    assert found.name == "checkpoint-10"
-    assert newest_checkpoint(tmp_path / "nowhere") is None
-
-
-def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path: Path) -> None:
-    settings = sft_settings()
-    begin = small_start(tmp_path, settings)
-    begin.model.get_output_embeddings().weight.data.fill_(float("nan"))
-    with pytest.raises(UserError, match=r"the loss is nan at step 1"):
-        trainer(tmp_path, settings, EXAMPLES, begin=begin).train()
+    assert (found.step, found.state["skipped_steps"]) == (3, 2)
+    assert all(bool(tensor.isfinite().all()) for tensor in found.tensors.values())
 
 
 @pytest.mark.parametrize("target", ["lm_head", "q_prj"])

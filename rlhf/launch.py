@@ -1,0 +1,112 @@
+"""A stage on many processes, by `accelerate launch`: `python -m rlhf.launch --gpus 8 --zero 2 ppo ...`.
+
+What this adds to accelerate's own command is the end: it says in one line which rank ended, and how, and
+gives the stage's exit status instead of a traceback of the launcher.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlhf.errors import EXIT_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, run_command
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "accelerate"
+_FOLLOWED = (EXIT_LOST, -15)
+"""How ranks end that only follow another: they lost it, or were told to end."""
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = _parser().parse_args(argv)
+    command = launch_arguments(arguments)
+    # Signals that announce the end of the machine go on to the ranks, which save.
+    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.gpus)))
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # `report` says it in one line
+    from accelerate.commands.launch import launch_command, launch_command_parser
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        launch_command(launch_command_parser().parse_args(command))
+    except ChildFailedError as error:
+        return report({rank: failure.exitcode for rank, failure in error.failures.items()}, arguments.stage)
+    except SignalException:
+        return EXIT_PREEMPTED
+    return 0
+
+
+def launch_arguments(arguments: argparse.Namespace) -> list[str]:
+    """The arguments of `accelerate launch`.
+
+    Raises:
+        UserError: there is no configuration for this, or several nodes and no way for them to meet.
+    """
+    name = f"zero{arguments.zero}{'-offload' if arguments.offload else ''}.yaml"
+    config = arguments.accelerate or CONFIGS / name
+    if not config.is_file():
+        raise UserError(
+            "there is no such accelerate config",
+            where=str(config),
+            fix="ZERO is 1, 2 or 3, and OFFLOAD=1 goes with 2 and 3.",
+        )
+    host, _, port = arguments.master.rpartition(":")
+    command = [f"--config_file={config}", f"--num_processes={arguments.gpus * arguments.nodes}"]
+    command += [f"--num_machines={arguments.nodes}", f"--machine_rank={arguments.node_rank or 0}"]
+    if arguments.nodes > 1:
+        if not host or not port.isdigit() or arguments.node_rank is None:
+            raise UserError(
+                f"{arguments.nodes} nodes need one launcher each, and a place to meet",
+                where="launch",
+                fix="On every node: make ... NODES=2 NODE_RANK=0 MASTER=host-of-node-0:29500 (NODE_RANK=1 on "
+                "the next). Under SLURM: configs/slurm/run.sbatch.",
+            )
+        command += [f"--main_process_ip={host}", f"--main_process_port={port}"]
+    else:
+        command += [f"--main_process_port={port or 0}"]
+    return [*command, "-m", arguments.stage, *arguments.rest]
+
+
+def report(exit_codes: Mapping[int, int], stage: str) -> int:
+    """Say which ranks ended by themselves, and how; returns the exit status of the whole."""
+    own = {rank: code for rank, code in exit_codes.items() if code not in _FOLLOWED}
+    if not own:
+        ranks = ", ".join(map(str, sorted(exit_codes)))
+        print(f"{stage}: rank {ranks} lost a rank of another node, whose launcher says more", file=sys.stderr)
+        return EXIT_LOST
+    first = min(own)
+    for rank, code in sorted(own.items()):
+        if code not in (EXIT_USER_ERROR, EXIT_PREEMPTED):  # these ranks have said what there is to say
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+            print(f"{stage}: rank {rank} {how}; the other ranks were ended", file=sys.stderr)
+    return own[first] if own[first] > 0 else 128 - own[first]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m rlhf.launch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--gpus", type=_count, default=1, help="processes on each node, one a GPU")
+    parser.add_argument("--zero", type=int, default=2, help="ZeRO stage: 1, 2 or 3")
+    parser.add_argument("--offload", action="store_true", help="optimizer state (and weights) in CPU memory")
+    parser.add_argument("--accelerate", type=Path, help="an accelerate config instead of those two")
+    parser.add_argument("--nodes", type=_count, default=1)
+    parser.add_argument("--node-rank", type=int, help="0 on the node that the others meet at")
+    parser.add_argument("--master", default="", help="host:port of node 0; on one node: a free port")
+    parser.add_argument("stage", choices=["sft", "reward", "ppo"])
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="the stage's own arguments")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,92 @@
+"""DeepSpeed as a `Trainer` of transformers enters it: what it is told, the state of its engine, and its end.
+
+SFT may train every weight. Gradients are therefore reduced by DeepSpeed as they come, and not by
+`rlhf.zero.ZeroOptimization`, which holds them whole; reading and setting the state is the same.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from rlhf.distributed import team
+from rlhf.zero import ZeroOptimization, _forget_settings, _gathered, offloading, one_by_one
+
+
+def trainer_options(micro_batch_rows: int, accumulation: int, *, max_grad_norm: float) -> dict[str, Any]:
+    """Arguments with which a `Trainer` uses DeepSpeed; what either would choose by itself is said here."""
+    settings = {
+        "train_micro_batch_size_per_gpu": micro_batch_rows,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": False},  # autocast computes in bf16; what is trained stays as it is
+        "fp16": {"enabled": False},
+        "zero_optimization": {
+            "stage": team().zero,
+            "stage3_allgather_sequential": one_by_one(),
+            **offloading(),
+        },
+    }
+    # It would say that accumulation is DeepSpeed's and not accelerate's, which is so on purpose.
+    logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)
+    return {"deepspeed": settings, "accelerator_config": {"use_configured_state": True}, "use_cpu": False}
+
+
+class TrainerEngine(ZeroOptimization):
+    """The state of an engine that a `Trainer` has made; it takes its steps by itself."""
+
+    def __init__(
+        self, engine: Any, named: Mapping[str, nn.Parameter], groups: Sequence[Sequence[nn.Parameter]]
+    ) -> None:
+        self.named, self.max_grad_norm = dict(named), engine.gradient_clipping()
+        self.optimizer = engine.optimizer.optimizer
+        self._engine, self._groups = engine, [list(group) for group in groups]
+        self._make_states()
+        self._skip_what_is_not_finite()
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the last step was left out, because a gradient was not finite on some rank."""
+        return bool(self._engine.optimizer.overflow)
+
+    def check(self, *, accumulation: int, max_grad_norm: float) -> None:
+        """See that DeepSpeed does what it was told."""
+        engine = self._engine
+        assert engine.zero_optimization_stage() == team().zero
+        assert engine.gradient_clipping() == max_grad_norm
+        assert engine.gradient_accumulation_steps() == accumulation
+        assert not engine.bfloat16_enabled()
+        assert not engine.fp16_enabled()
+
+    def release(self) -> None:
+        """Give the module weights of its own again, whole and free of DeepSpeed. Training is over."""
+        module, inner = self._engine.module, self._engine.optimizer
+        if team().zero == 3:
+            offload = inner.parameter_offload
+            for hook in [*offload.forward_hooks, *offload.backward_hooks]:
+                hook.remove()
+        own: dict[int, nn.Parameter] = {}
+        with _gathered(list(module.parameters())):
+            for part in module.modules():
+                for name, parameter in list(part._parameters.items()):
+                    if parameter is not None:
+                        copy = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                        part._parameters[name] = own.setdefault(id(parameter), copy)
+        _forget_settings()
+
+    def _skip_what_is_not_finite(self) -> None:
+        """Let DeepSpeed look for infinities and NaN, as it does in fp16 alone, and leave such a step out."""
+        inner = self._engine.optimizer
+        if team().zero < 3:
+            inner.check_grad_overflow = True
+            return
+        update_scale = inner._overflow_check_and_loss_scale_update
+
+        def check_first() -> bool:
+            inner.check_overflow()
+            return bool(update_scale())
+
+        inner._overflow_check_and_loss_scale_update = check_first

@@ -1,0 +1,41 @@
+"""`python -m tests.soak_child …`: `python -m ppo …`, writing down when it samples, trains and saves.
+
+Every line of the file named by SOAK_EVENTS is `<process> <rank> <phase> <begin or end>`.
+"""
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import ppo.__main__
+import ppo.train
+import ppo.update
+from rlhf import checkpoints
+from rlhf.errors import run_command
+
+
+def announce(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with a line in the file when it begins and one when it ends."""
+    file = os.open(os.environ["SOAK_EVENTS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    who = f"{os.getpid()} {os.environ.get('RANK', '0')}"
+
+    @functools.wraps(function)
+    def announced(*args: Any, **kwargs: Any) -> Any:
+        os.write(file, f"{who} {phase} begin\n".encode())
+        result = function(*args, **kwargs)
+        os.write(file, f"{who} {phase} end\n".encode())
+        return result
+
+    return announced
+
+
+if __name__ == "__main__":
+    for module, name, phase in (
+        (ppo.train, "collect", "sampling"),
+        (ppo.update.Updater, "update", "training"),
+        (checkpoints, "save", "saving"),
+    ):
+        setattr(module, name, announce(phase, getattr(module, name)))
+    sys.exit(run_command(ppo.__main__.main))
