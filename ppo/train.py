@@ -67,12 +67,14 @@ class PPO:
         started, iteration, settings = time.perf_counter(), self.next_iteration, self.settings
         indices, keys = schedule_prompts(len(self.data.train), iteration, settings, seed=self.seed)
         prompts = self.data.train.take(indices)
+        cpu_started = time.process_time()
         with whole_weights(self.backbone):
             sampled = collect(
                 self.backbone, prompts, keys, self.reward, settings, role=POLICY, seed=self.seed
             )
             values_BT = score_values(self.backbone, sampled.own, settings)
         values_BT = team().merge_rows(values_BT, len(prompts))
+        cpu = team().total({"rollout_cpu_seconds": time.process_time() - cpu_started})
         num_unscored = len(sampled.rollouts) - int(sampled.scores_B.isfinite().sum())
         scored = sampled.with_finite_scores()
         if scored is None:
@@ -81,7 +83,7 @@ class PPO:
         batch, raw_advantages_BT = experience(
             sampled, values_BT, settings, kl_coefficient=self.kl_coefficient
         )
-        updates = self.updater.update(batch, iteration=iteration)
+        updates = self.updater.update(batch, iteration=iteration) | cpu
         figures = describe(sampled, values_BT, batch.returns_BT, raw_advantages_BT, settings) | updates
         figures["num_unscored_rollouts"] = float(num_unscored)
         figures["kl_coefficient"] = self.kl_coefficient

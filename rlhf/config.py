@@ -54,6 +54,11 @@ class RunSettings(Settings):
     """`auto` (CUDA, else MPS, else CPU) or a torch device such as `cpu`, `cuda:1`."""
     threads: int = setting(0, semantic=False, ge=0, le=1024)
     """CPU threads that torch uses; 0 leaves torch's own choice."""
+    gather: Literal["auto", "whole", "layers"] = setting("auto", semantic=False)
+    """ZeRO-3, outside training: gather the weights once a phase, or layer by layer in every forward pass.
+
+    `auto`: once, if they take at most half of the memory that is free on every rank.
+    """
 
 
 class TrackingSettings(Settings):

@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from rlhf import checkpoints
 from rlhf.config import Precision, RunSettings
@@ -52,6 +54,8 @@ class Team:
         self.device = torch.device("cpu")
         self.catch_up: Callable[[], None] = lambda: None
         """Called before ranks talk: where weights are gathered layer by layer, ends the passes of the others."""
+        self.gathering: Literal["auto", "whole", "layers"] = "auto"
+        """How weights that are cut over ranks come together outside training: `run.gather`."""
         self._turns = 0
 
     @property
@@ -100,6 +104,12 @@ class Team:
             for name, value in part.items():
                 sums[name] = sums.get(name, 0.0) + value
         return sums
+
+    def num_at_work(self, is_at_work: bool) -> int:
+        """How many ranks are at work; the one word between ranks for which nobody catches up first."""
+        number = torch.tensor([int(is_at_work)])
+        torch.distributed.all_reduce(number, group=self._words)
+        return int(number)
 
     def any(self, flag: bool) -> bool:
         """Whether it is so on any rank."""
@@ -161,7 +171,7 @@ class Team:
             torch.cuda.set_device(device)
         torch.distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
-            store=torch.distributed.PrefixStore("ranks", self._store),
+            store=PrefixStore("ranks", self._store),
             rank=self.rank,
             world_size=self.size,
             timeout=_PATIENCE,
@@ -173,7 +183,7 @@ class Team:
 
     @cached_property
     def _store(self) -> Any:
-        store, _, _ = next(iter(torch.distributed.rendezvous("env://", timeout=_PATIENCE)))
+        store, _, _ = next(iter(rendezvous("env://", timeout=_PATIENCE)))
         store.set_timeout(_PATIENCE)
         return store
 
@@ -203,6 +213,7 @@ def start_process(
     Raises:
         UserError: the device does not exist here, or the launcher was told something else.
     """
+    _team.gathering = run.gather
     if run.threads:
         torch.set_num_threads(run.threads)
     if _team.zero:
@@ -257,7 +268,7 @@ def loading_weights(precision: Precision) -> Iterator[None]:
 def whole_weights(backbone: "Backbone") -> Iterator[None]:
     """Inside the block the weights are here, also under ZeRO-3: for forward passes without gradients, and to save.
 
-    Gathered once for the block if they fit, or else layer by layer: see `rlhf.zero.Gathering`.
+    Gathered once for the block, or layer by layer where they do not fit: `run.gather`.
     """
     if _team.zero != 3:
         yield
@@ -289,7 +300,7 @@ def team_rng_tensors() -> dict[str, Tensor]:
 
 
 def restore_team_rng(tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `team_rng_tensors` gave; a rank that the other team did not have takes rank 0's states."""
+    """Put back what `team_rng_tensors` gave; a rank that the other team had not takes rank 0's states."""
     prefix = f"rank{_team.rank}."
     if not any(name.startswith(prefix) for name in tensors):
         prefix = "rank0."

@@ -59,6 +59,8 @@ class FusedLayers:
         self.checkpoint: Callable[..., Any] | None = None
         """Runs a function and keeps nothing of it but its inputs, if activations are to be recomputed."""
         self._layers = [_Layer(layer) for layer in layers] if all(map(_has_parts, layers)) else []
+        self.enabled = True
+        """Off where a layer's weights come and go with its own forward pass: the probe would find none."""
         self._is_plain: bool | None = None
         self._agrees: bool | None = None
         for number, layer in enumerate(self._layers):
@@ -78,6 +80,8 @@ class FusedLayers:
 
         Hooks on a layer's modules, which ZeRO-3 for one gathers weights by, fire only in its own form.
         """
+        if not self.enabled:
+            return False
         if self._is_plain is None:
             self._is_plain = bool(self._layers) and all(layer.is_plain() for layer in self._layers)
         if not self._is_plain or any(layer.has_hooks() for layer in self._layers):

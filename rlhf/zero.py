@@ -8,6 +8,7 @@ DeepSpeed has seen it. Only adapters and heads are trained; their gradients are 
 """
 
 import contextlib
+import functools
 import logging
 import math
 import os
@@ -16,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from weakref import WeakKeyDictionary
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -147,7 +149,7 @@ class ZeroOptimization(Optimization):
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:
         """Inside the block the trained parameters are whole on every rank."""
-        with _gathered(list(self.named.values())):
+        with _gathered(self.named.values(), writer=0):
             yield
 
     def tensors(self) -> dict[str, Tensor]:
@@ -293,31 +295,41 @@ def _settings(plain: Optimization) -> dict[str, Any]:
         "bf16": {"enabled": False},
         "fp16": {"enabled": False},
         "zero_optimization": {
-            "stage": team().zero,
-            **offloading(),
+            **common_settings(),
             # Adapters and heads stay whole between steps; only the frozen base is cut.
             "stage3_param_persistence_threshold": largest + 1,
         },
     }
 
 
-def offloading() -> dict[str, Any]:
-    """Where the launcher wants optimizer state and weights to lie."""
+def common_settings() -> dict[str, Any]:
+    """The ZeRO stage, and where the launcher wants optimizer state and weights to lie."""
     told = os.environ.get
     return {
+        "stage": team().zero,
+        "stage3_allgather_sequential": _one_by_one(),
         "offload_optimizer": {"device": told("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")},
         "offload_param": {"device": told("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")},
     }
 
 
+def _one_by_one() -> bool:
+    """Whether weights are gathered one after the other: over gloo.
+
+    DeepSpeed 0.19 starts many gatherings together and waits for the last. NCCL has then done the others; gloo may
+    not have, and layers would now and then run on weights that have not arrived.
+    """
+    return team().device.type == "cpu"
+
+
 @contextlib.contextmanager
 def partitioned_load(precision: Precision) -> Iterator[None]:
     """Inside the block transformers makes and loads models in parts, of the type that `precision` names."""
-    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     settings = {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": 3},
+        "zero_optimization": {"stage": 3, "stage3_allgather_sequential": _one_by_one()},
         # Says what type the parts have; without it they would be fp32 whatever is loaded.
         "bf16": {"enabled": precision == "bf16"},
     }
@@ -338,15 +350,12 @@ def _forget_settings() -> None:
 
 
 @contextlib.contextmanager
-def _gathered(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Inside the block the parameters are whole, if they are cut at all; what is written must be so on all ranks."""
-    cut = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    if not cut:
-        yield
-        return
+def _gathered(parameters: Iterable[nn.Parameter], *, writer: int | None = None) -> Iterator[None]:
+    """Inside the block the parameters are whole, those that are cut at all; what `writer` writes is kept."""
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(cut, modifier_rank=0):
+    cut = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    with deepspeed.zero.GatheredParameters(cut, modifier_rank=writer):
         yield
 
 
@@ -355,25 +364,77 @@ _depth = 0
 
 @contextlib.contextmanager
 def gathering(backbone: "Backbone") -> Iterator[None]:
-    """Inside the block weights are whole and ZeRO-3's hooks are off; blocks may nest."""
+    """Inside the block forward passes find their weights and ZeRO-3's hooks are off; blocks may nest.
+
+    All weights are gathered once, or a layer's whenever it runs: `run.gather`.
+    """
     global _depth
     _depth += 1
     try:
         if _depth > 1:
             yield
             return
-        with _without_hooks(_engines.get(backbone)), _read_only(list(backbone.parameters())):
-            yield
+        with _without_hooks(_engines.get(backbone)):
+            once = not backbone.trunk.layers or _fit(backbone)
+            with _gathered(backbone.parameters()) if once else _layer_by_layer(backbone):
+                yield
     finally:
         _depth -= 1
 
 
-@contextlib.contextmanager
-def _read_only(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    import deepspeed
+def _fit(backbone: "Backbone") -> bool:
+    """Whether to gather all weights at once: as told, or if they take half of what is free on every rank."""
+    ours = team()
+    if ours.gathering != "auto":
+        return ours.gathering == "whole"
+    if ours.device.type == "cuda":
+        free = torch.cuda.mem_get_info(ours.device)[0]
+    else:
+        free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", ours.size))
+    needed = sum(getattr(p, "ds_numel", 0) * p.element_size() for p in backbone.parameters())
+    return all(ours.gather(2 * needed <= free))
 
-    with deepspeed.zero.GatheredParameters([p for p in parameters if hasattr(p, "ds_id")]):
-        yield
+
+@contextlib.contextmanager
+def _layer_by_layer(backbone: "Backbone") -> Iterator[None]:
+    """Inside the block a decoder layer's base weights are gathered when it runs, everything else all the time.
+
+    A gathering needs all ranks. So every rank runs passes until all have run theirs: a rank that has finished
+    (a longer response elsewhere, more micro-batches) gathers along, and computes nothing, before ranks talk.
+    """
+    layers = backbone.trunk.layers
+    weights = [[p for name, p in layer.named_parameters() if ".lora_" not in name] for layer in layers]
+    in_layers = {id(parameter) for layer in weights for parameter in layer}
+    open_layers: dict[int, contextlib.ExitStack] = {}
+
+    def before(number: int, layer: nn.Module, inputs: Any) -> None:
+        del layer, inputs
+        if number == 0:
+            team().num_at_work(True)
+        open_layers[number] = contextlib.ExitStack()
+        open_layers[number].enter_context(_gathered(weights[number]))
+
+    def after(number: int, layer: nn.Module, inputs: Any, output: Any) -> None:
+        del layer, inputs, output
+        open_layers.pop(number).close()
+
+    def catch_up() -> None:
+        while team().num_at_work(False):
+            for layer in weights:
+                with _gathered(layer):
+                    pass
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_gathered(p for p in backbone.parameters() if id(p) not in in_layers))
+        for number, layer in enumerate(layers):
+            stack.callback(layer.register_forward_pre_hook(functools.partial(before, number)).remove)
+            stack.callback(layer.register_forward_hook(functools.partial(after, number)).remove)
+        backbone.fused.enabled, team().catch_up = False, catch_up
+        try:
+            yield
+            catch_up()
+        finally:
+            backbone.fused.enabled, team().catch_up = True, lambda: None
 
 
 @contextlib.contextmanager

@@ -34,6 +34,7 @@ CASES = {
     "zero1": (2, 1),
     "zero2": (2, 2),
     "zero3": (2, 3),
+    "layers": (2, 3),
     "unsynchronized": (2, 2),
 }
 """Name → number of processes and ZeRO stage."""
@@ -72,7 +73,10 @@ def _child(rank: int, size: int, zero: int, port: int, work: Callable[[], None])
 
 
 def load(folder: Path, max_grad_norm: float) -> Backbone:
-    start_process(RunSettings(device="cpu"), max_grad_norm=max_grad_norm)
+    gather = os.environ.get("GATHER", "auto")
+    start_process(
+        RunSettings.model_validate({"device": "cpu", "gather": gather}), max_grad_norm=max_grad_norm
+    )
     return Backbone.load(folder, settings=ModelSettings(path=str(folder)))
 
 
@@ -83,7 +87,8 @@ def train_reward(model: Path, out: Path, name: str) -> None:
     before = weights_of(trainer)
     for _ in range(NUM_REWARD_STEPS):
         trainer.step()
-    figures = trainer.window | {"scores": trainer.score_groups(trainer.groups[:5])}
+    scores = trainer.score_groups(trainer.groups[:5])
+    figures = trainer.window | {"scores": scores, "engine": engine_of(trainer)}
     leave(out, f"reward-{name}", trainer, before, figures)
 
 
@@ -149,6 +154,8 @@ def main(out: Path, names: list[str]) -> None:
             def run() -> None:
                 if name == "unsynchronized":  # noqa: B023
                     switch_reduction_off()
+                if name == "layers":  # noqa: B023
+                    os.environ["GATHER"] = "layers"
                 train(model, out, label, **changes)
 
             return run

@@ -1,0 +1,90 @@
+"""Stages on two processes, launched by make as a user does, and what becomes of them when a rank fails."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rlhf.artifacts import require
+from rlhf.tracking import read_metrics
+from tests.integration.micro import CONFIG, copy_stages
+
+pytestmark = pytest.mark.slow
+pytest.importorskip("deepspeed")
+
+HANG_SECONDS = 300
+ENDS_WITHIN_SECONDS = 60
+"""How long the ranks that are left may take to end."""
+
+
+def launch(root: Path, runs: Path, name: str, *variables: str, settings: str = "") -> "subprocess.Popen[str]":
+    """`make ppo` on two processes; what it says goes to one pipe."""
+    outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
+    environment = {key: value for key, value in os.environ.items() if key not in outer}
+    return subprocess.Popen(
+        [
+            *("make", "ppo", "VENV=none", f"PYTHON={sys.executable}", f"CONFIG={CONFIG}", f"RUN={name}"),
+            f"SET=run.folder={runs} tracking.wandb=off {settings}",
+            *variables,
+        ],
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def rank_process(make: "subprocess.Popen[str]", rank: int) -> psutil.Process:
+    children = psutil.Process(make.pid).children(recursive=True)
+    return next(child for child in children if child.environ().get("RANK") == str(rank))
+
+
+def test_a_launched_stage_gives_what_one_process_gives(root: Path, runs: Path) -> None:
+    copy_stages(runs / "micro", runs / "launched")
+    output, _ = launch(
+        root, runs, "launched", "GPUS=2", "ZERO=3", settings="ppo.export_merged=true"
+    ).communicate(timeout=HANG_SECONDS)
+    one, two = require(runs / "micro", "ppo"), require(runs / "launched", "ppo")
+    assert output.count("next: make chat") == 1  # rank 0 speaks, and nobody else
+    assert two.outputs.keys() == one.outputs.keys()
+    assert two.metrics == pytest.approx(one.metrics, rel=1e-3, abs=1e-4)
+    rows = [read_metrics(runs / name / "ppo" / "metrics.jsonl") for name in ("micro", "launched")]
+    assert [row["step"] for row in rows[1]] == [row["step"] for row in rows[0]]
+    for file in ("model/adapter_model.safetensors", "merged/model.safetensors"):
+        ours, theirs = (load_file(runs / name / "ppo" / file) for name in ("launched", "micro"))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.allclose(ours[key], theirs[key], atol=1e-4) for key in ours)
+
+
+def test_when_a_rank_is_killed_the_other_ends_and_the_rank_is_named(root: Path, runs: Path) -> None:
+    copy_stages(runs / "micro", runs / "killed")
+    make = launch(root, runs, "killed", "GPUS=2", "ZERO=2", settings="ppo.num_iterations=1000")
+    metrics, begun = runs / "killed" / "ppo" / "metrics.jsonl", time.monotonic()
+    while not metrics.exists() or len(read_metrics(metrics)) < 3:
+        assert make.poll() is None, make.communicate()[0]
+        assert time.monotonic() < begun + HANG_SECONDS
+        time.sleep(0.2)
+    rank_process(make, 1).send_signal(signal.SIGKILL)
+    output, _ = make.communicate(timeout=ENDS_WITHIN_SECONDS)
+    assert make.returncode != 0
+    assert "ppo: rank 1 was killed by signal 9; the other ranks were ended" in output
+    assert "Traceback" not in output
+
+
+def test_what_all_ranks_refuse_is_said_once_and_before_anything_loads(root: Path, runs: Path) -> None:
+    copy_stages(runs / "micro", runs / "refused")
+    make = launch(root, runs, "refused", "GPUS=2", "ZERO=3", settings="model.precision=nf4")
+    output, _ = make.communicate(timeout=HANG_SECONDS)
+    assert make.returncode == 2
+    assert output.count("an nf4 base cannot be cut over ranks") == 1
+    assert not re.search("rank 1|Traceback|Loading", output)
+    assert not (runs / "refused" / "ppo" / "config.yaml").exists()
