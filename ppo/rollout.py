@@ -120,7 +120,7 @@ class Experience:
         return mine, self.rollouts.select(mine) if len(mine) else None
 
     def targets(self, rows: Tensor | None, part: Rollouts) -> list[Tensor]:
-        """Old log-probabilities, old values, advantages and returns (N,) of the tokens of `part`: of `rows`."""
+        """Old log-probabilities, old values, advantages and returns (N,) of the tokens of `part`."""
         grids = (self.old_logprobs_BT, self.old_values_BT, self.advantages_BT, self.returns_BT)
         if rows is None:
             return [grid_BT.new_zeros(len(part.response_tokens_N)) for grid_BT in grids]
@@ -168,10 +168,8 @@ def collect(
     responses = responses_text(backbone, own, settings.sampling)
     scores_B = reward.score(own, mine.texts, responses)
     logprobs_BT, gap_N = old_logprobs(backbone, own, settings, role=role, rows=rows)
-    if role == REFERENCE:
-        reference_BT = logprobs_BT
-    else:
-        reference_BT = score_tokens(backbone, own, settings, role=REFERENCE)
+    is_reference = role == REFERENCE
+    reference_BT = logprobs_BT if is_reference else score_tokens(backbone, own, settings, role=REFERENCE)
     return Sampled(
         merge_shares(own, total),
         list(prompts.texts),

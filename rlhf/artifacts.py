@@ -274,7 +274,7 @@ def _begin_alone(
 def _begin_together(
     recipe: Recipe, record: _StageRecord, *, reads: Sequence[str], clean: bool
 ) -> StageRun | None:
-    """`StageRun.open` where there are several ranks: the first holds the folder, the others learn how it is."""
+    """`StageRun.open` among ranks: the first holds the folder, the others learn how it is."""
     from rlhf.distributed import team
 
     begun: list[StageRun | None] = []

@@ -1,4 +1,4 @@
-"""On what a process runs, and with whom: the only place that knows of ranks; `rlhf.zero` alone knows DeepSpeed.
+"""On what a process runs, and with whom: the only place that knows of ranks; `rlhf.zero` knows DeepSpeed.
 
 A stage is one program on every rank. What is small (token ids, scores, log-probabilities, figures) every rank
 has whole and computes with alike, so that the code of one process is that of many; each works only on its own
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _PATIENCE = datetime.timedelta(hours=6)
-"""How long a rank waits for another that works alone. A rank that dies is noticed by the launcher, not by this."""
+"""How long a rank waits for another that works alone. It is the launcher that notices a rank's death."""
 _LOST = ("closed by peer", "Connection reset", "Broken pipe", "Connection refused", "gloo")
 """What gloo says when another rank has gone; its errors have no type of their own."""
 _FIRST_WORD_SECONDS = 2.0
@@ -53,7 +53,7 @@ class Team:
         """DeepSpeed's ZeRO stage; 0: no DeepSpeed."""
         self.device = torch.device("cpu")
         self.catch_up: Callable[[], None] = lambda: None
-        """Called before ranks talk: where weights are gathered layer by layer, ends the passes of the others."""
+        """Called before ranks talk: where weights are gathered layer by layer, ends the others' passes."""
         self.gathering: Literal["auto", "whole", "layers"] = "auto"
         """How weights that are cut over ranks come together outside training: `run.gather`."""
         self._turns = 0
@@ -105,15 +105,15 @@ class Team:
                 sums[name] = sums.get(name, 0.0) + value
         return sums
 
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any rank."""
+        return any(self.gather(flag))
+
     def num_at_work(self, is_at_work: bool) -> int:
         """How many ranks are at work; the one word between ranks for which nobody catches up first."""
         number = torch.tensor([int(is_at_work)])
         torch.distributed.all_reduce(number, group=self._words)
         return int(number)
-
-    def any(self, flag: bool) -> bool:
-        """Whether it is so on any rank."""
-        return any(self.gather(flag))
 
     def barrier(self) -> None:
         """Wait until all are here."""
@@ -140,7 +140,7 @@ class Team:
         return result
 
     def even(self, parts: list[T], spare: Callable[[], T]) -> list[T]:
-        """`parts`, filled up with spare ones to as many as the rank with most has, where ranks must run alike.
+        """`parts`, filled up with spare ones to the largest number of any rank, where ranks must run alike.
 
         Under ZeRO-3 every forward and backward pass gathers weights from all ranks.
         """
@@ -266,7 +266,7 @@ def loading_weights(precision: Precision) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_weights(backbone: "Backbone") -> Iterator[None]:
-    """Inside the block the weights are here, also under ZeRO-3: for forward passes without gradients, and to save.
+    """Inside the block the weights are here, also under ZeRO-3: for passes without gradients, and to save.
 
     Gathered once for the block, or layer by layer where they do not fit: `run.gather`.
     """
@@ -300,7 +300,7 @@ def team_rng_tensors() -> dict[str, Tensor]:
 
 
 def restore_team_rng(tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `team_rng_tensors` gave; a rank that the other team had not takes rank 0's states."""
+    """Put back what `team_rng_tensors` gave; a rank that the other team did not have takes rank 0's."""
     prefix = f"rank{_team.rank}."
     if not any(name.startswith(prefix) for name in tensors):
         prefix = "rank0."
@@ -309,7 +309,7 @@ def restore_team_rng(tensors: Mapping[str, Tensor]) -> None:
 
 
 def balanced(costs: Sequence[int], num_parts: int) -> list[list[int]]:
-    """Places of `costs` in so many parts of like total: the costliest first, each to the cheapest part yet."""
+    """Places of `costs` in so many parts of like total: the costliest first, to the cheapest part yet."""
     parts: list[list[int]] = [[] for _ in range(num_parts)]
     totals = [0] * num_parts
     for place in sorted(range(len(costs)), key=lambda place: -costs[place]):

@@ -53,8 +53,8 @@ def is_first_rank() -> bool:
 def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
     """Run a command's `main` and return its exit status.
 
-    2 after a `UserError`, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C. Where there are several ranks, what all
-    of them run into is said once, and what one of them runs into with its rank.
+    2 after a `UserError`, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C. Among ranks, what all run into
+    is said once, and what one of them runs into with its rank.
     """
     try:
         with preemption.listen(), _among_ranks():

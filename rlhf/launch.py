@@ -1,7 +1,7 @@
-"""`python -m rlhf.launch --gpus 8 --zero 2 ppo --config RECIPE`: a stage on many processes, by `accelerate launch`.
+"""A stage on many processes, by `accelerate launch`: `python -m rlhf.launch --gpus 8 --zero 2 ppo ...`.
 
-What this adds to accelerate's own command is the end: it says in one line which rank ended, and how, and gives
-the stage's exit status instead of a traceback of the launcher.
+What this adds to accelerate's own command is the end: it says in one line which rank ended, and how, and
+gives the stage's exit status instead of a traceback of the launcher.
 """
 
 import argparse
@@ -60,8 +60,8 @@ def launch_arguments(arguments: argparse.Namespace) -> list[str]:
             raise UserError(
                 f"{arguments.nodes} nodes need one launcher each, and a place to meet",
                 where="launch",
-                fix="On every node: make ... NODES=2 NODE_RANK=0 MASTER=host-of-node-0:29500 (NODE_RANK=1 on the "
-                "next). Under SLURM: configs/slurm/run.sbatch.",
+                fix="On every node: make ... NODES=2 NODE_RANK=0 MASTER=host-of-node-0:29500 (NODE_RANK=1 on "
+                "the next). Under SLURM: configs/slurm/run.sbatch.",
             )
         command += [f"--main_process_ip={host}", f"--main_process_port={port}"]
     else:

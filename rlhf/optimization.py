@@ -58,7 +58,7 @@ class Optimization:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss` to those of this step."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
 
     def step(self, figures: Iterable[float]) -> float:
         """Clip the gradients' norm and take the step, if the norm and all `figures` are finite.
@@ -73,7 +73,10 @@ class Optimization:
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and AdamW's state by parameter, for a checkpoint: the same whatever the team. All ranks call it."""
+        """Weights and AdamW's state by parameter, for a checkpoint: the same whatever the team.
+
+        All ranks must call it.
+        """
         tensors = {f"weights.{name}": parameter.detach() for name, parameter in self.named.items()}
         return tensors | checkpoints.optimizer_tensors(self.optimizer, self.named)
 
@@ -88,8 +91,8 @@ class Optimization:
 class _AdamW(torch.optim.AdamW):
     """AdamW that leaves out groups marked `idle`.
 
-    Without DeepSpeed a parameter that got no gradient is passed over. DeepSpeed gives it a gradient of zeros, and
-    the count of steps that corrects the bias of AdamW's moments would run on.
+    Without DeepSpeed a parameter that got no gradient is passed over. DeepSpeed gives it a gradient of zeros,
+    and the count of steps that corrects the bias of AdamW's moments would run on.
     """
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -110,7 +113,7 @@ def optimize(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> Optimization:
-    """AdamW over groups of (parameters, learning rate) of `backbone`, in the way that this process was started."""
+    """AdamW over groups of (parameters, learning rate) of `backbone`, as this process was started."""
     plain = Optimization(groups, max_grad_norm=max_grad_norm, eps=eps, weight_decay=weight_decay)
     if not team().zero:
         return plain

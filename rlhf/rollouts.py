@@ -144,7 +144,7 @@ class Rollouts:
 
 
 def merge_shares(own: Rollouts, num_rows: int) -> Rollouts:
-    """All ranks' rollouts in the order of rows, from those that each has for its share; without trunk states."""
+    """All ranks' rollouts in the order of rows, from those that each has for its share; no trunk states."""
     ours = team()
     if ours.size == 1:
         return own

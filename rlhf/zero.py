@@ -1,10 +1,10 @@
-"""DeepSpeed, entered through accelerate: ZeRO-1, 2 and 3 (1910.02054) cut optimizer state, gradients and weights
-over the ranks.
+"""DeepSpeed, entered through accelerate: ZeRO-1, 2 and 3 (1910.02054) cut optimizer state, gradients and
+weights over the ranks.
 
-What DeepSpeed does here is what an optimizer step is: reduce the gradients, clip them, update each rank's part and
-gather the weights. The gradients of a step's micro-batches are summed on each rank before that, so that ranks
-may have different numbers of them, a step is reduced once, and one that is not finite is dropped before
-DeepSpeed has seen it. Only adapters and heads are trained; their gradients are small.
+What DeepSpeed does here is what an optimizer step is: reduce the gradients, clip them, update each rank's
+part and gather the weights. The gradients of a step's micro-batches are summed on each rank before that, so
+that ranks may have different numbers of them, a step is reduced once, and one that is not finite is dropped
+before DeepSpeed has seen it. Only adapters and heads are trained; their gradients are small.
 """
 
 import contextlib
@@ -31,12 +31,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_OURS = (
-    "gradient_clipping",
-    "gradient_accumulation_steps",
-    "train_micro_batch_size_per_gpu",
-    "train_batch_size",
-)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _engines: "WeakKeyDictionary[Backbone, Any]" = WeakKeyDictionary()
 
@@ -45,13 +39,13 @@ def check_launch(stage: int, *, max_grad_norm: float | None, precision: Precisio
     """Refuse what the launcher was told and DeepSpeed would follow in silence, against the recipe.
 
     Raises:
-        UserError: another clipping, accumulation or precision than the recipe's; a quantized base under ZeRO-3.
+        UserError: another clipping, accumulation or precision than the recipe's; a quantized base and ZeRO-3.
     """
     if stage not in (1, 2, 3):
         raise UserError(f"ZeRO stage {stage}", where="accelerate config", fix="Use 1, 2 or 3.")
     if stage == 3 and precision in ("int8", "nf4"):
         raise UserError(
-            f"an {precision} base cannot be cut over ranks: its packed weights and their scales belong together",
+            f"an {precision} base cannot be cut over ranks: packed weights and their scales belong together",
             where=f"model.precision={precision}, ZERO=3",
             fix="Use ZERO=2 (every rank holds the quantized base), or model.precision=bf16 with ZERO=3.",
         )
@@ -81,7 +75,7 @@ def start_deepspeed(device: torch.device) -> None:
     """Let accelerate and DeepSpeed take over the process group that there is."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    # accelerate refuses settings of its own config beside ours for DeepSpeed, which hold them: `check_launch`.
+    # accelerate refuses its own config's settings beside ours for DeepSpeed, which hold them.
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     warnings.filterwarnings(
         "ignore", message=r".*torch\.distributed\.\w+_tensor.* is deprecated", category=FutureWarning
@@ -110,8 +104,8 @@ class ZeroOptimization(Optimization):
         self._make_states()
 
     def forward(self, work: Callable[[], T]) -> T:
-        # Through the root module, whose hooks tell ZeRO-3 where a pass begins. Not through the engine: it would
-        # take every backward pass for a whole step's.
+        # Through the root module, whose hooks tell ZeRO-3 where a pass begins. Not through the engine, which
+        # would take every backward pass for a whole step's.
         return cast(T, self._engine.module(work))
 
     def backward(self, loss: Tensor) -> None:
@@ -122,7 +116,7 @@ class ZeroOptimization(Optimization):
 
     def step(self, figures: Iterable[float]) -> float:
         sums, self._sums = self._sums, {}
-        # A sum of norms bounds the norm of the sum: if it is finite, so is everything that DeepSpeed will compute.
+        # A sum of norms bounds the norm of the sum: if it is finite, so is all that DeepSpeed will compute.
         norms = [float(torch.linalg.vector_norm(gradient)) for gradient in sums.values()]
         states = team().gather((sum(norms), sorted(sums)))
         trained = {name for _, names in states for name in names}
@@ -144,7 +138,7 @@ class ZeroOptimization(Optimization):
                 for name, parameter in self.named.items()
             ]
             engine.set_gradient_accumulation_boundary(True)
-            engine.backward(engine(lambda: _Gradients.apply(gradients, *self.named.values())))
+            engine.backward(engine(lambda: _zero(gradients, list(self.named.values()))))
 
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:
@@ -215,7 +209,7 @@ class ZeroOptimization(Optimization):
         return flats
 
     def _make_states(self) -> None:
-        """Begin AdamW's state, which it would begin at its first step, so that it can be read and set from now on."""
+        """Begin AdamW's state, as it would at its first step, so that it can be read and set from now on."""
         for flat in self._flats():
             for part in flat:
                 zeros = {key: torch.zeros_like(part) for key in _MOMENTS}
@@ -240,6 +234,11 @@ class ZeroOptimization(Optimization):
             utils.safe_set_local_fp32_param(parameter, own)
         else:
             utils.safe_set_local_optimizer_state(parameter, own, key)
+
+
+def _zero(gradients: Sequence[Tensor], parameters: Sequence[Tensor]) -> Tensor:
+    zero: Tensor = _Gradients.apply(gradients, *parameters)  # type: ignore[no-untyped-call]
+    return zero
 
 
 class _Gradients(torch.autograd.Function):
@@ -295,31 +294,31 @@ def _settings(plain: Optimization) -> dict[str, Any]:
         "bf16": {"enabled": False},
         "fp16": {"enabled": False},
         "zero_optimization": {
-            **common_settings(),
+            "stage": team().zero,
+            **offloading(),
             # Adapters and heads stay whole between steps; only the frozen base is cut.
             "stage3_param_persistence_threshold": largest + 1,
+            "stage3_allgather_sequential": one_by_one(),
         },
     }
 
 
-def common_settings() -> dict[str, Any]:
-    """The ZeRO stage, and where the launcher wants optimizer state and weights to lie."""
+def one_by_one() -> bool:
+    """Whether weights are gathered one after the other: over gloo.
+
+    DeepSpeed 0.19 starts many gatherings together and waits for the last. NCCL has then done the others; gloo
+    may not have, and layers would now and then run on weights that have not arrived.
+    """
+    return team().device.type == "cpu"
+
+
+def offloading() -> dict[str, Any]:
+    """Where the launcher wants optimizer state and weights to lie."""
     told = os.environ.get
     return {
-        "stage": team().zero,
-        "stage3_allgather_sequential": _one_by_one(),
         "offload_optimizer": {"device": told("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")},
         "offload_param": {"device": told("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")},
     }
-
-
-def _one_by_one() -> bool:
-    """Whether weights are gathered one after the other: over gloo.
-
-    DeepSpeed 0.19 starts many gatherings together and waits for the last. NCCL has then done the others; gloo may
-    not have, and layers would now and then run on weights that have not arrived.
-    """
-    return team().device.type == "cpu"
 
 
 @contextlib.contextmanager
@@ -329,7 +328,7 @@ def partitioned_load(precision: Precision) -> Iterator[None]:
 
     settings = {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": 3, "stage3_allgather_sequential": _one_by_one()},
+        "zero_optimization": {"stage": 3, "stage3_allgather_sequential": one_by_one()},
         # Says what type the parts have; without it they would be fp32 whatever is loaded.
         "bf16": {"enabled": precision == "bf16"},
     }
@@ -397,7 +396,7 @@ def _fit(backbone: "Backbone") -> bool:
 
 @contextlib.contextmanager
 def _layer_by_layer(backbone: "Backbone") -> Iterator[None]:
-    """Inside the block a decoder layer's base weights are gathered when it runs, everything else all the time.
+    """Inside the block a decoder layer's base weights are gathered when it runs, all others all the time.
 
     A gathering needs all ranks. So every rank runs passes until all have run theirs: a rank that has finished
     (a longer response elsewhere, more micro-batches) gathers along, and computes nothing, before ranks talk.

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from rlhf.distributed import team
-from rlhf.zero import ZeroOptimization, _forget_settings, _gathered, common_settings
+from rlhf.zero import ZeroOptimization, _forget_settings, _gathered, offloading, one_by_one
 
 
 def trainer_options(micro_batch_rows: int, accumulation: int, *, max_grad_norm: float) -> dict[str, Any]:
@@ -24,7 +24,11 @@ def trainer_options(micro_batch_rows: int, accumulation: int, *, max_grad_norm: 
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": False},  # autocast computes in bf16; what is trained stays as it is
         "fp16": {"enabled": False},
-        "zero_optimization": common_settings(),
+        "zero_optimization": {
+            "stage": team().zero,
+            "stage3_allgather_sequential": one_by_one(),
+            **offloading(),
+        },
     }
     # It would say that accumulation is DeepSpeed's and not accelerate's, which is so on purpose.
     logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)

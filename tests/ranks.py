@@ -1,4 +1,4 @@
-"""Teams of real processes over gloo, forked from one that has imported everything: `python -m tests.ranks OUT`.
+"""Teams of real processes over gloo, forked from one that has imported all: `python -m tests.ranks OUT`.
 
 Each case of `CASES` trains the reward model and PPO on a small model, on one process or on two under the real
 DeepSpeed, and leaves in OUT what came out of it. The test that reads it is tests/invariant/test_ranks.py.
