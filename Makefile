@@ -9,7 +9,9 @@
 ##   GPUS     processes on each node, one a GPU (or on the CPU where there is none); GPUs to plan for [1]
 ##   ZERO     DeepSpeed's ZeRO stage, 1 to 3: docs/cluster.md [none; 2 on several processes]
 ##   OFFLOAD=1  with ZERO=2 or 3: optimizer state (under 3 also weights) in the CPU's memory
-##   NODES    machines, each with its own `make` (NODE_RANK=0, 1, ...; MASTER=host-of-0:port) [1]
+##   NODES    machines, each with its own `make` [1]
+##   NODE_RANK  which of them this is, from 0 [SLURM's]
+##   MASTER   where they meet: host:port of number 0
 ##   MEMORY   GiB of each of those devices [what this machine's device has]
 ##   TOKENS   the longest sequence that `make plan` takes for granted, where the recipe sets no length.max_tokens
 ##   CLEAN=1  throw away what the stage has already made, and start it again

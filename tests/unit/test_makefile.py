@@ -99,8 +99,8 @@ def test_every_target_is_phony(root: Path) -> None:
 
 def test_help_lists_every_variable_that_may_be_set(root: Path, checkout: Checkout) -> None:
     _, _, variables = checkout.make("help").stdout.partition("Variables")
-    listed = set(re.findall(r"^ +([A-Z]+)", variables, flags=re.MULTILINE))
-    assert listed == set(re.findall(r"^([A-Z]+) \??=", (root / "Makefile").read_text(), flags=re.MULTILINE))
+    listed = set(re.findall(r"^ +([A-Z_]+)", variables, flags=re.MULTILINE))
+    assert listed == set(re.findall(r"^([A-Z_]+) \??=", (root / "Makefile").read_text(), flags=re.MULTILINE))
 
 
 def test_make_alone_is_help(checkout: Checkout) -> None:
