@@ -87,7 +87,7 @@ def train_sft(out: Path, case: str, origin: str | None) -> None:
     after = {name: value for name, value in trained.named_parameters() if name in before}
     if team().is_first and found is None:
         cut = out / f"sft-{case}-cut" / "checkpoints" / f"step-{CUT:06d}"
-        shutil.copytree(folder / "checkpoints" / cut.name, cut)
+        shutil.copytree(folder / "checkpoints" / cut.name, cut, dirs_exist_ok=True)
     figures = [[step, {k: v for k, v in row.items() if "per_second" not in k}] for step, row in log.rows]
     leave(
         out,

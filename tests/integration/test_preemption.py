@@ -75,12 +75,10 @@ def assert_same_course(one: Path, other: Path, stage: str) -> None:
 
 PLACES: dict[str, tuple[str, Any, str, int, int | None]] = {
     "sft, in a step": ("sft", Trainer, "compute_loss", 7, 7),
-    "sft, before its first step": ("sft", Trainer, "get_train_dataloader", 1, 1),
     "reward, in a step": ("reward", reward.trainer.Trainer, "accumulate", 3, 3),
     "reward, in its last samples": ("reward", reward.trainer.Trainer, "score_groups", 1, 5),
     "ppo, measuring the reference": ("ppo", Evaluator, "measure", 1, None),
     "ppo, sampling": ("ppo", ppo.train, "collect", 2, 1),
-    "ppo, scoring what it measures on the way": ("ppo", ppo.rollout, "score_tokens", 7, 1),
     "ppo, training": ("ppo", Updater, "accumulate", 10, 2),
     "ppo, saving": ("ppo", checkpoints, "sync_tree", 1, 2),
     "ppo, measuring best-of-n": ("ppo", Evaluator, "best_of_n", 1, 4),
