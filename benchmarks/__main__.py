@@ -8,10 +8,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.workloads import MEMORY_SHAPE, PPO_WORKLOADS, REWARD_WORKLOADS, SHAPES, SPEED_SHAPES
 from rlhf.errors import UserError, run_command
 
+if TYPE_CHECKING:
+    from benchmarks.suite import Options
+
+COMPLETIONS = (2, 4, 9)
 RACES = ("ppo-fixed", "ppo-real", "ppo-memory", "reward")
 
 
@@ -33,7 +38,8 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(
                 f"there is no shape `{name}`", where="--shapes", fix=f"Choose from {', '.join(SHAPES)}."
             )
-    from benchmarks.suite import Options, race_ppo, race_reward
+    from benchmarks.race import alone_in
+    from benchmarks.suite import Options
 
     options = Options(
         rounds=arguments.rounds,
@@ -46,20 +52,34 @@ def main(argv: Sequence[str]) -> int:
         build=arguments.build,
         results=arguments.results,
     )
-    for race in races:
-        if race == "reward":
-            for name in REWARD_WORKLOADS:
-                if int(name.rpartition("-")[2]) in (arguments.completions or (2, 4, 9)):
-                    shape = SHAPES[(arguments.shapes or SPEED_SHAPES)[0]]
-                    print(f"{name}, {shape.name}", flush=True)
-                    race_reward(REWARD_WORKLOADS[name], shape, replace(options, laps=arguments.steps))
-            continue
-        is_memory = race == "ppo-memory"
-        few = replace(options, rounds=min(options.rounds, 3), laps=1, warmup_laps=0)  # peaks hardly vary
-        for name in arguments.shapes or ((MEMORY_SHAPE,) if is_memory else SPEED_SHAPES):
-            print(f"{race}, {name}", flush=True)
-            race_ppo(PPO_WORKLOADS[race], SHAPES[name], few if is_memory else options)
+    with alone_in(options.build):
+        for race in races:
+            if race == "reward":
+                _race_rewards(options, arguments)
+            else:
+                _race_ppo(race, options, arguments)
     return 0
+
+
+def _race_rewards(options: "Options", arguments: argparse.Namespace) -> None:
+    from benchmarks.suite import race_reward
+
+    shape = SHAPES[(arguments.shapes or SPEED_SHAPES)[0]]
+    for name, workload in REWARD_WORKLOADS.items():
+        if workload.num_completions in (arguments.completions or COMPLETIONS):
+            print(f"{name}, {shape.name}", flush=True)
+            race_reward(workload, shape, replace(options, laps=arguments.steps))
+
+
+def _race_ppo(race: str, options: "Options", arguments: argparse.Namespace) -> None:
+    from benchmarks.suite import race_ppo
+
+    is_memory = race == "ppo-memory"
+    if is_memory:  # peaks hardly vary
+        options = replace(options, rounds=min(options.rounds, 3), laps=1, warmup_laps=0)
+    for name in arguments.shapes or ((MEMORY_SHAPE,) if is_memory else SPEED_SHAPES):
+        print(f"{race}, {name}", flush=True)
+        race_ppo(PPO_WORKLOADS[race], SHAPES[name], options)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,7 +91,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--steps", type=int, default=0, help="reward: optimizer steps at most [all]")
     made.add_argument("--shapes", nargs="+", metavar="SHAPE", help=f"{', '.join(SHAPES)} [the race's own]")
     made.add_argument(
-        "--completions", nargs="+", type=int, choices=[2, 4, 9], help="reward: of a prompt [all]"
+        "--completions", nargs="+", type=int, choices=COMPLETIONS, help="reward: of a prompt [all]"
     )
     made.add_argument(
         "--layers", nargs="+", choices=["all layers", "top half"], help="where adapters sit [both]"
@@ -86,4 +106,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, resumes=False))

@@ -21,7 +21,7 @@ from typing import Any
 from benchmarks.gpu_plan import PARTS, TOYS, Answer, Case, Outcome, plan
 from benchmarks.gpu_report import markdown
 from benchmarks.machine import describe_code, describe_machine
-from benchmarks.race import ROOT, environment
+from benchmarks.race import ROOT, alone_in, environment
 from benchmarks.workloads import PPOWorkload
 from rlhf.errors import UserError, run_command
 
@@ -69,7 +69,8 @@ def main(argv: Sequence[str]) -> int:
         }
         write(report, arguments.output, name)
 
-    outcomes = run_cases(cases, work, part_seconds=arguments.minutes * 60, keep=keep)
+    with alone_in(work):
+        outcomes = run_cases(cases, work, part_seconds=arguments.minutes * 60, keep=keep)
     print(f"\n{markdown(report)}\n{arguments.output / name}.json and .md", flush=True)
     return 0 if all(ended_well(each) for each in outcomes) else 1
 
@@ -213,4 +214,4 @@ def _left_out(case: Case, why: str) -> Outcome:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, resumes=False))

@@ -79,4 +79,4 @@ def acknowledged(folder: Path) -> list[tuple[int, str, float]]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, resumes=False))

@@ -128,4 +128,4 @@ def _num_events(project: Project, kind: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, resumes=False))

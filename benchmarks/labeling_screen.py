@@ -157,4 +157,4 @@ def _until(terminal: int, text: bytes) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, resumes=False))

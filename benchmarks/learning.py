@@ -18,7 +18,7 @@ from benchmarks.jobs import Curve, Job, prompt_ids_path
 from benchmarks.learning_summary import learning_markdown, summarize_learning
 from benchmarks.machine import describe_code, describe_machine
 from benchmarks.peer_install import install_peer
-from benchmarks.race import OUR_PPO, PEER_PPO, ROOT, Racer, environment, run_racer, with_seed
+from benchmarks.race import OUR_PPO, PEER_PPO, ROOT, Racer, alone_in, environment, run_racer, with_seed
 from benchmarks.workloads import WHAT_BOTH_CAN, Layers, adapted_layers, racer_pairs
 from rlhf.config import load_recipe
 from rlhf.errors import UserError, run_command
@@ -190,19 +190,19 @@ def _write(report: dict[str, Any], folder: Path) -> None:
 def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_intermixed_args(argv)
     model = [f"model.path={arguments.model}"] if arguments.model else []
-    race_learning(
-        LearningOptions(
-            config=arguments.config,
-            overrides=(*model, *arguments.overrides),
-            seeds=tuple(arguments.seeds),
-            layers=tuple(arguments.layers),
-            sides=(arguments.only,) if arguments.only else ("peer", "ours"),
-            snapshot_every=arguments.every,
-            threads=arguments.threads,
-            build=arguments.build,
-            results=arguments.results,
-        )
+    options = LearningOptions(
+        config=arguments.config,
+        overrides=(*model, *arguments.overrides),
+        seeds=tuple(arguments.seeds),
+        layers=tuple(arguments.layers),
+        sides=(arguments.only,) if arguments.only else ("peer", "ours"),
+        snapshot_every=arguments.every,
+        threads=arguments.threads,
+        build=arguments.build,
+        results=arguments.results,
     )
+    with alone_in(options.build):
+        race_learning(options)
     return 0
 
 
@@ -225,4 +225,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, resumes=False))

@@ -245,4 +245,4 @@ def _tokenizer() -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, resumes=False))

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.jobs import Job, Result
+from rlhf.locks import Locks
 
 ROOT = Path(__file__).resolve().parents[1]
 OUR_PPO, PEER_PPO = "benchmarks.our_ppo", "benchmarks.peer_ppo"
@@ -41,6 +43,21 @@ def run_rounds(racers: Sequence[Racer], num_rounds: int, *, folder: Path, seed: 
             done[job.racer] = result
         rounds.append({racer.job.racer: done[racer.job.racer] for racer in racers})
     return rounds
+
+
+@contextmanager
+def alone_in(build: Path) -> Iterator[None]:
+    """Inside the block no other benchmark works in the folder, whose files have the same names each time.
+
+    Raises:
+        UserError: another one does.
+    """
+    locks = Locks()
+    locks.work_in(build, does="is running a benchmark (`--build ...` names another folder)")
+    try:
+        yield
+    finally:
+        locks.close()
 
 
 def with_seed(job: Job, seed: int) -> Job:

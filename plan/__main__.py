@@ -90,4 +90,4 @@ def _own_device(wanted: str) -> tuple[str, int | None]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, resumes=False))

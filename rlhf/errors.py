@@ -50,8 +50,10 @@ def is_first_rank() -> bool:
     return not has_ranks() or os.environ["RANK"] == "0"
 
 
-def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
-    """Run a command's `main` and return its exit status.
+def run_command(
+    main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None, *, resumes: bool = True
+) -> int:
+    """Run a command's `main`, which goes on where it was ended if it `resumes`; returns its exit status.
 
     2 after a `UserError`, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C. Among ranks, what all run into
     is said once, and what one of them runs into with its rank.
@@ -69,7 +71,8 @@ def run_command(main: Callable[[Sequence[str]], int], argv: Sequence[str] | None
             print(f"ended by {notice}; the same command goes on from the last checkpoint", file=sys.stderr)
         return EXIT_PREEMPTED
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        goes_on = "; the same command goes on from the last checkpoint" if resumes else ""
+        print(f"interrupted{goes_on}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

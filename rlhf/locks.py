@@ -27,8 +27,8 @@ class Locks:
     def held(self) -> bool:
         return bool(self._descriptors)
 
-    def work_in(self, folder: Path) -> None:
-        """Make the folder and lock it for this process alone.
+    def work_in(self, folder: Path, *, does: str = "is running this stage") -> None:
+        """Make the folder and lock it for this process alone; `does` is what others are told of it.
 
         Raises:
             UserError: another process works in it or reads it, or it cannot be made.
@@ -38,7 +38,7 @@ class Locks:
             descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise no_folder(folder, error) from None
-        self._take(descriptor, folder, fcntl.LOCK_EX, "is running this stage")
+        self._take(descriptor, folder, fcntl.LOCK_EX, does)
 
     def read(self, folder: Path, *, reader: str) -> None:
         """Keep the finished stage in `folder` from being made anew while the stage `reader` works with it.
@@ -70,7 +70,7 @@ class Locks:
             raise UserError(
                 said or "another process is running this stage",
                 where=str(folder),
-                fix="Wait until it ends, or use another run name (`run.name=...`).",
+                fix="Wait until it ends, or work in another folder (a stage: `run.name=...`).",
             ) from None
         except OSError as error:
             os.close(descriptor)

@@ -5,7 +5,8 @@ import pytest
 from benchmarks.jobs import Job
 from benchmarks.machine import memory_gib, processor_name
 from benchmarks.peer_install import PEER_VERSION, install_peer
-from benchmarks.race import Racer, environment, run_racer, with_seed
+from benchmarks.race import Racer, alone_in, environment, run_racer, with_seed
+from rlhf.errors import UserError
 
 
 def job() -> Job:
@@ -53,3 +54,10 @@ def test_the_machine_is_read_from_what_the_kernel_says() -> None:
     assert processor_name("") is None
     assert memory_gib("MemTotal:       16777216 kB\n") == 16.0
     assert memory_gib("") is None
+
+
+def test_two_benchmarks_do_not_work_in_one_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(UserError, match="is running a benchmark"), alone_in(tmp_path):
+        pass
+    with alone_in(tmp_path):
+        pass
