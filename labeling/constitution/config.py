@@ -35,6 +35,8 @@ class EndpointSettings(Settings):
     """The name by which the endpoint knows the model; answers are kept by this name, whatever the URL."""
     key_variable: str | None = setting(None, semantic=False)
     """Environment variable that holds the API key; unset: no key is sent."""
+    extra: dict[str, str | int | float | bool] = {}
+    """More fields for the body of every chat request, such as `{top_p: 0.9}`."""
     answers: Literal["auto", "logprobs", "votes", "typed"] = "auto"
     """How a choice is read: log-probabilities of the options, sampled votes, or `/systemone` decisions.
 
@@ -42,6 +44,8 @@ class EndpointSettings(Settings):
     """
     votes: int = setting(8, ge=1)
     """Answers that are sampled for a choice where it is read from votes."""
+    vote_tokens: int = setting(8, ge=1)
+    """Room for a vote: some models say a word or two before the letter."""
     concurrency: int = setting(16, semantic=False, ge=1)
     """Requests under way at once."""
     timeout_seconds: float = setting(120.0, semantic=False, gt=0)

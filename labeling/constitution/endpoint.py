@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 
+from labeling.constitution.asking import seed_of
 from labeling.constitution.cache import Cache, key_of
 from labeling.constitution.config import EndpointSettings
 from rlhf.errors import UserError
@@ -101,12 +102,15 @@ class Endpoint:
                     raise _first(errors) from None
 
     async def _settle(self, http: aiohttp.ClientSession, key: str, call: Call) -> None:
-        """Make one call until its answer is in the cache, or it is clear that there will be none."""
+        """Make one call until its answer is in the cache, or it is clear that there will be none.
+
+        After an answer of no use the same seed would give the same, so it is asked with another.
+        """
         unusable = 0
         for attempt in range(self._settings.max_attempts):
             self._spent.check()
             try:
-                answer, counts = await self._attempt(http, call)
+                answer, counts = await self._attempt(http, call, unusable)
             except FailedError as failed:
                 self._cache.count(**{failed.name: 1}, retries=int(attempt > 0))
                 self._last_failure = str(failed.__cause__ or failed.name)
@@ -131,15 +135,20 @@ class Endpoint:
             "then run the same command again: what it has answered is kept.",
         )
 
-    async def _attempt(self, http: aiohttp.ClientSession, call: Call) -> tuple[Any | None, dict[str, int]]:
+    async def _attempt(
+        self, http: aiohttp.ClientSession, call: Call, unusable: int
+    ) -> tuple[Any | None, dict[str, int]]:
         """One request: what is kept of its answer, and the tokens it took.
 
         Raises:
             FailedError: it got no reply that can be read.
             UserError: no further attempt can help either.
         """
+        body = call.body
+        if unusable and "seed" in body:
+            body = body | {"seed": seed_of("again", body["seed"], unusable)}
         try:
-            async with http.post(f"{self._url}/{call.path}", json=call.body, allow_redirects=False) as reply:
+            async with http.post(f"{self._url}/{call.path}", json=body, allow_redirects=False) as reply:
                 self._reached = True
                 text = await reply.text(errors="replace")
                 if reply.status != 200:

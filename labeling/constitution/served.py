@@ -1,7 +1,9 @@
 """A feedback model behind an endpoint: texts, and choices read in whichever way the endpoint offers."""
 
 import math
+import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from labeling.constitution.asking import Answer, Chosen, Request, Written, seed_of
@@ -17,6 +19,7 @@ NUM_TOP = 20
 _AROUND = " \t\n()[]{}*_`'\".:,ĠĊ▁"
 """May stand around an option's letter; the last three are spaces in a tokenizer's own spelling."""
 _QUESTION = "choice"
+_MANY_CHOICES = 10
 
 
 class ServedModel:
@@ -91,6 +94,7 @@ class ServedModel:
             "max_tokens": request.max_tokens,
             "temperature": request.temperature,
             "seed": request.seed,
+            **self._settings.extra,
         }
 
     def _logprobs_call(self, request: Request) -> Call:
@@ -113,13 +117,15 @@ class ServedModel:
         calls = [
             Call(
                 CHAT,
-                self._chat(request) | {"seed": seed_of("vote", request.seed, n)},
-                lambda reply, options=request.options: _vote(reply, options),  # type: ignore[misc]
+                self._chat(request)
+                | {"seed": seed_of("vote", request.seed, n), "max_tokens": self._settings.vote_tokens},
+                partial(_vote, options=request.options),
             )
             for request in requests
             for n in range(num)
         ]
         votes = self._endpoint.call(calls, desc)
+        _warn_if_greedy(votes, num)
         return [
             from_votes([vote for vote in votes[n * num : (n + 1) * num] if vote is not None], request.options)
             for n, request in enumerate(requests)
@@ -178,10 +184,21 @@ def _text(reply: Json) -> Json | None:
 
 
 def _vote(reply: Json, options: Sequence[str]) -> str | None:
-    """The option that a text begins with; a model may say `B`, `(B)` or `B.`, and no more than that."""
+    """The only option that a text names; a model may say `B`, `(B)` or `It is B.`, and not `A or B`."""
     words = reply["choices"][0]["message"]["content"].split()
-    word = words[0].strip(_AROUND) if words else ""
-    return word if word in options else None
+    named = {word.strip(_AROUND) for word in words} & set(options)
+    return named.pop() if len(named) == 1 else None
+
+
+def _warn_if_greedy(votes: Sequence[str | None], num: int) -> None:
+    """Say so where sampling seems to be off: such votes say nothing of how sure the model is."""
+    cast = [set(votes[start : start + num]) - {None} for start in range(0, len(votes), num)]
+    if num > 1 and len(cast) >= _MANY_CHOICES and all(len(each) == 1 for each in cast):
+        print(
+            f"warning: constitution: the votes on each of {len(cast):,} choices are all the same: does the "
+            "endpoint sample? `transformers serve` does only where the model's generation_config.json has do_sample",
+            file=sys.stderr,
+        )
 
 
 def _decision(reply: Json, options: Sequence[str]) -> Json | None:
