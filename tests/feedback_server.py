@@ -2,7 +2,7 @@
 
     python -m tests.feedback_server --scorer configs/tiny/gold.py:score --error-rate 0.1 --port 8100
 
-Which comparisons it gets wrong is a function of the two responses alone, so it errs the same way in both orders
+Which comparisons it gets wrong is a function of the responses alone, so it errs the same way in both orders
 and on every day. Revisions are the best of a few edits, by the scorer. It can have a position bias, keep its
 log-probabilities to itself, and fail in seven ways.
 """

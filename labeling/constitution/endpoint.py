@@ -106,7 +106,7 @@ class Endpoint:
 
         After an answer of no use the same seed would give the same, so it is asked with another.
         """
-        unusable = 0
+        unusable = in_a_row = 0
         for attempt in range(self._settings.max_attempts):
             self._spent.check()
             try:
@@ -117,8 +117,10 @@ class Endpoint:
                 if failed.for_good:
                     return
                 if attempt + 1 < self._settings.max_attempts:
-                    await asyncio.sleep(max(failed.pause_seconds, self._pause_seconds(attempt)))
+                    await asyncio.sleep(max(failed.pause_seconds, self._pause_seconds(in_a_row)))
+                in_a_row += 1
                 continue
+            in_a_row = 0
             self._spent.add(counts)
             if answer is not None:
                 self._cache.put(key, answer, counts | {"answers": 1, "retries": int(attempt > 0)})
@@ -199,9 +201,9 @@ class Endpoint:
             fix="Start the server, or name another (labeling.constitution.feedback.endpoint.url=...).",
         )
 
-    def _pause_seconds(self, attempt: int) -> float:
-        """Doubles from attempt to attempt; half of it is random, lest all requests come back at once."""
-        longest = min(MAX_PAUSE_SECONDS, self._settings.backoff_seconds * 2.0**attempt)
+    def _pause_seconds(self, in_a_row: int) -> float:
+        """Doubles from failure to failure; half of it is random, lest all requests come back at once."""
+        longest = min(MAX_PAUSE_SECONDS, self._settings.backoff_seconds * 2.0 ** min(in_a_row, 30))
         return longest * (0.5 + 0.5 * self._jitter.random())
 
     @property

@@ -148,7 +148,8 @@ class Running:
                 fix="Choose another feedback model, or another way of reading choices (`answers`).",
             )
         humans = self._rankings(part.people, account)
-        account.print("preferences")
+        if account.read():
+            account.print("preferences")
         beside = people.beside(judged, humans, annotator) if humans else None
         score = load_scorer(part.scorer) if part.scorer else None
         found = {"preferences": preference_figures(judged, beside, score)} | self._took()

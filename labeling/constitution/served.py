@@ -195,8 +195,8 @@ def _warn_if_greedy(votes: Sequence[str | None], num: int) -> None:
     cast = [set(votes[start : start + num]) - {None} for start in range(0, len(votes), num)]
     if num > 1 and len(cast) >= _MANY_CHOICES and all(len(each) == 1 for each in cast):
         print(
-            f"warning: constitution: the votes on each of {len(cast):,} choices are all the same: does the "
-            "endpoint sample? `transformers serve` does only where the model's generation_config.json has do_sample",
+            f"warning: constitution: the votes on each of {len(cast):,} choices are all the same; does it "
+            "sample? (`transformers serve` needs do_sample in the model's generation_config.json)",
             file=sys.stderr,
         )
 

@@ -1,5 +1,6 @@
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import yaml
@@ -46,9 +47,7 @@ def test_a_shipped_constitution_has_its_principles_and_worked_examples(
         ({"examples": "nowhere.yaml"}, "cannot read the file of examples"),
     ],
 )
-def test_a_mistake_in_a_constitution_is_named(
-    tmp_path: Path, changes: dict[str, object], message: str
-) -> None:
+def test_a_mistake_in_a_constitution_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     assert message in complaint(write(tmp_path, **changes))
 
 

@@ -1,4 +1,4 @@
-from functools import lru_cache
+from functools import cache
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ WORDS = st.lists(st.sampled_from("abc"), max_size=7)
 
 
 def brute_force(old: tuple[str, ...], new: tuple[str, ...]) -> int:
-    @lru_cache(maxsize=None)
+    @cache
     def distance(i: int, j: int) -> int:
         if not i or not j:
             return i + j
