@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+import ppo.__main__
+import reward.__main__
+import sft.__main__
 from labeling.__main__ import main
 from labeling.labels import read_labels
 from labeling.project import Project
+from rlhf.artifacts import require
 from rlhf.errors import run_command
 from tests.feedback import GOLD, feedback_server, lines, write_recipe
 
@@ -73,7 +78,7 @@ def test_both_stages_publish_labels_by_the_constitution(server: str, tmp_path: P
     assert annotators.pop().startswith("constitution@")
     rounds = figures(tmp_path, "revisions")["revisions"]["rounds"]
     assert [each["round"] for each in rounds] == [0, 1, 2]
-    assert rounds[2]["score_mean"] > rounds[0]["score_mean"] + 0.1
+    assert rounds[2]["score_mean"] > rounds[0]["score_mean"]
     assert figures(tmp_path, "preferences")["preferences"]["scorer"]["accuracy"] > 0.75
     row = lines(run / "revisions" / "revisions.jsonl")[0]
     assert row["response"]["model"] == "given"
@@ -163,7 +168,7 @@ def test_reasoning_comes_before_the_answer_and_bounds_it(server: str, tmp_path: 
 
 def test_every_kind_of_failure_is_counted_and_nothing_is_asked_again_after_success(tmp_path: Path) -> None:
     log = tmp_path / "answered.txt"
-    patient = {"max_attempts": 60, "timeout_seconds": 0.7}
+    patient = {"max_attempts": 60, "timeout_seconds": 0.7, "answers": "logprobs"}
     with feedback_server(
         *("--scorer", GOLD, "--error-rate", str(ERROR_RATE), "--fault-rate", "0.1", "--log", str(log))
     ) as url:
@@ -267,6 +272,28 @@ def test_hard_labels_are_ranks(server: str, tmp_path: Path) -> None:
     assert start(write_recipe(tmp_path, server, preferences={**PREFERENCES, "labels": "hard"})) == 0
     rows = lines(tmp_path / "runs" / "run" / "preferences" / "rankings.jsonl")
     assert all("comparisons" not in row and len(row["ranks"]) == 4 for row in rows)
+
+
+# The stages after it
+
+
+def test_the_stages_train_on_the_constitutions_labels_as_on_peoples(server: str, tmp_path: Path) -> None:
+    values = yaml.safe_load(Path("tests/integration/micro.yaml").read_text())
+    values["run"] |= {"name": "run", "folder": str(tmp_path / "runs")}
+    asked = yaml.safe_load(write_recipe(tmp_path, server).read_text())["labeling"]["constitution"]
+    asked["revisions"] = {**REVISIONS, "responses": [{**RESPONSES[0], "limit": 120}], "rounds": 1}
+    asked["preferences"] = {**PREFERENCES, "limit": 40}
+    values["labeling"] = {"constitution": asked}
+    values["sft"]["demonstrations"] = [{"path": "{run}/revisions/demonstrations.jsonl"}]
+    values["reward"]["rankings"] = [{"path": "{run}/preferences/rankings.jsonl"}]
+    values["ppo"] |= {"num_iterations": 2, "evaluation": {"num_prompts": 4, "best_of": []}}
+    recipe = tmp_path / "micro.yaml"
+    recipe.write_text(yaml.safe_dump(values))
+    assert start(recipe) == 0
+    for stage in (sft.__main__, reward.__main__, ppo.__main__):
+        assert run_command(stage.main, ["--config", str(recipe)]) == 0
+    assert require(tmp_path / "runs" / "run", "reward").metrics["heldout_num_pairs"] > 0
+    assert require(tmp_path / "runs" / "run", "ppo").metrics["before_kl_nats_per_response"] == 0
 
 
 # Over-refusal
