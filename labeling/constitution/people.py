@@ -15,7 +15,7 @@ from labeling.labels import Label
 from labeling.policy import Policy
 from labeling.project import Project
 from rlhf.errors import UserError
-from rlhf.evaluation import Estimate, calibration_error
+from rlhf.evaluation import Estimate, calibration_error, pair_accuracy
 from rlhf.records import Rank, Ranking
 
 PEOPLE = "people"
@@ -33,6 +33,8 @@ class Beside:
     """Share of those pairs of which both say the same, of the constitution its likelier side."""
     kappa: Estimate | None
     """Cohen's kappa of the same."""
+    same_order: Estimate | None
+    """Share of the pairs that people do not tie which the constitution puts in their order."""
     calibration_error: float | None
     """Of the probabilities, against the pairs that people do not tie."""
     reliability: list[tuple[float, float, int]]
@@ -47,6 +49,7 @@ def beside(judged: Sequence[Judged], people: Sequence[Ranking], annotator: str) 
         theirs.setdefault(key, []).append(_ranks(ranking))
     labels: list[Label] = []
     points: list[tuple[float, float]] = []
+    owners: list[int] = []
     shared = [each for each in judged if each.comparisons and each.item.key in theirs]
     for number, each in enumerate(shared):
         rankings = theirs[each.item.key]
@@ -54,17 +57,21 @@ def beside(judged: Sequence[Judged], people: Sequence[Ranking], annotator: str) 
         for copy, ranks in enumerate(rankings):
             place = number * len(judged) + copy
             labels += [_label(place, annotator, own), _label(place, PEOPLE, ranks)]
-            points += _points(each, ranks)
+            own_points = list(_points(each, ranks))
+            points += own_points
+            owners += [number] * len(own_points)
     if not labels:
-        return Beside(0, 0, None, None, None, [])
+        return Beside(0, 0, None, None, None, None, [])
     ratings = Ratings.of(labels)
     together = agreement(ratings)
     margins, targets = [log_odds(p) for p, _ in points], [target for _, target in points]
+    ordered = [margin if target == 1 else -margin for margin, target in zip(margins, targets, strict=True)]
     return Beside(
         items=len(shared),
         pairs=together.num_units,
         agreement=together.pairwise,
         kappa=cohen(ratings, annotator, PEOPLE),
+        same_order=pair_accuracy(ordered, owners),
         calibration_error=calibration_error(margins, targets),
         reliability=reliability(points),
     )

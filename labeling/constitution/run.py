@@ -120,7 +120,7 @@ class Running:
             ("evasive", f"{first['evasive_share']:.1%} → {last['evasive_share']:.1%}"),
             *_score_row(first, last),
         ]
-        self._print(rows, DEMONSTRATIONS, "sft")
+        self._print(rows, DEMONSTRATIONS, "sft LABELS=constitution")
 
     def _first_drafts(
         self, reviser: revisions.Reviser, part: RevisionsSettings, account: Account
@@ -167,7 +167,7 @@ class Running:
             entered = people.enter_ranks(part.project, judged, annotator)
             print(f"preferences: {entered.labels:,} new labels by {annotator} in {part.project}")
         self._publish(writers, found | {"rankings": len(own)}, account)
-        self._print(_preference_rows(found["preferences"]), RANKINGS, "reward")
+        self._print(_preference_rows(found["preferences"]), RANKINGS, "reward LABELS=constitution")
 
     def _items(self, part: PreferencesSettings, account: Account) -> list[Item]:
         path = completions_file(part, self.recipe.run_folder)
@@ -237,9 +237,9 @@ def _preference_rows(found: Figures) -> list[tuple[str, str]]:
     if "scorer" in found:
         rows.append(("pairs in the scorer's order", _share(found["scorer"]["accuracy"])))
     if "people" in found:
-        agreed = found["people"]["agreement"]
+        same = found["people"]["same_order"]
         rows.append(
-            ("agreement with people", "none to compare" if agreed is None else f"{agreed['value']:.3f}")
+            ("pairs in people's order", "none to compare" if same is None else f"{same['value']:.1%}")
         )
     return rows
 

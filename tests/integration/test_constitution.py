@@ -258,6 +258,7 @@ def test_people_are_agreed_with_mixed_in_and_joined_in_their_project(server: str
     assert found["items"] == 12
     assert found["agreement"]["value"] > 0.5
     assert found["kappa"]["value"] > 0.1
+    assert found["same_order"]["value"] > 0.6
     folder = tmp_path / "runs" / "run" / "preferences"
     rows = lines(folder / "mixed.jsonl")
     own = [row for row in rows if str(row.get("annotator", "")).startswith("constitution@")]
