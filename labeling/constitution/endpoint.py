@@ -60,7 +60,6 @@ class Endpoint:
         self._settings, self._cache = settings, cache
         self._url = settings.url.rstrip("/")
         self._secret = _secret(settings)
-        self._spent = _Spent(settings, cache.counts())
         self._jitter = Random(0)
         self._last_failure = ""
         self._reached = False
@@ -108,7 +107,7 @@ class Endpoint:
         """
         unusable = in_a_row = 0
         for attempt in range(self._settings.max_attempts):
-            self._spent.check()
+            self._check_budget()
             try:
                 answer, counts = await self._attempt(http, call, unusable)
             except FailedError as failed:
@@ -121,7 +120,6 @@ class Endpoint:
                 in_a_row += 1
                 continue
             in_a_row = 0
-            self._spent.add(counts)
             if answer is not None:
                 self._cache.put(key, answer, counts | {"answers": 1, "retries": int(attempt > 0)})
                 return
@@ -194,6 +192,20 @@ class Endpoint:
             fix="Check `url` (does it end in /v1?) and `model`.",
         )
 
+    def _check_budget(self) -> None:
+        """Stop before the next request if the budget is spent, by this process and its forerunners together.
+
+        Raises:
+            UserError: it is.
+        """
+        settings, counts = self._settings, self._cache.counts()
+        read, written = counts.get("input_tokens", 0), counts.get("output_tokens", 0)
+        if settings.max_tokens is not None and read + written >= settings.max_tokens:
+            raise _over(f"{read + written:,} tokens", settings, "max_tokens")
+        money = cost(settings, read, written)
+        if settings.max_cost is not None and money >= settings.max_cost:
+            raise _over(f"{money:.4f}", settings, "max_cost")
+
     def _unreachable(self, error: aiohttp.ClientConnectorError) -> UserError:
         return UserError(
             f"the endpoint cannot be reached ({error.os_error.strerror or error.os_error})",
@@ -210,30 +222,6 @@ class Endpoint:
     def last_failure(self) -> str:
         """What the newest failure was, in words."""
         return self._last_failure
-
-
-class _Spent:
-    """Tokens so far, this process's and its forerunners', and what they may come to."""
-
-    def __init__(self, settings: EndpointSettings, counts: Mapping[str, int]) -> None:
-        self._settings = settings
-        self._input, self._output = counts.get("input_tokens", 0), counts.get("output_tokens", 0)
-
-    def add(self, counts: Mapping[str, int]) -> None:
-        self._input += counts["input_tokens"]
-        self._output += counts["output_tokens"]
-
-    def check(self) -> None:
-        """Stop before the next request if the budget is spent.
-
-        Raises:
-            UserError: it is.
-        """
-        tokens, money = self._input + self._output, cost(self._settings, self._input, self._output)
-        if self._settings.max_tokens is not None and tokens >= self._settings.max_tokens:
-            raise _over(f"{tokens:,} tokens", self._settings, "max_tokens")
-        if self._settings.max_cost is not None and money >= self._settings.max_cost:
-            raise _over(f"{money:.2f}", self._settings, "max_cost")
 
 
 def cost(settings: EndpointSettings, input_tokens: int, output_tokens: int) -> float:

@@ -140,39 +140,43 @@ class _Answerer:
         return [Written(text=t.strip(), logprob=p) for t, p in zip(texts, logprobs, strict=True)]
 
     def _choose(self, requests: Sequence[Request], prompts: Sequence[list[int]]) -> Sequence[Answer]:
-        """From the log-probabilities of the options' first tokens, all read from one pass."""
-        first_tokens = [self._first_tokens(request) for request in requests]
-        rollouts = from_lists(prompts, [tokens[:1] for tokens in first_tokens], self._backbone)
+        """From the log-probabilities of the tokens in which the options differ, all read from one pass."""
+        split = [self._option_ids(request) for request in requests]
+        contexts = [[*ids, *shared] for ids, (shared, _) in zip(prompts, split, strict=True)]
+        rollouts = from_lists(contexts, [tokens[:1] for _, tokens in split], self._backbone)
         found: list[Answer | None] = [None] * len(requests)
         with self._backbone.role(self._role), torch.inference_mode():
             for rows, part in rollouts.micro_batches(self._settings.batch_tokens):
                 logits_BV = self._backbone.logits(part.hidden(self._backbone, part.before_response_N))
                 logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
                 for place, row in enumerate(rows.tolist()):
-                    raw = logprobs_BV[place, first_tokens[row]].tolist()
-                    mass = float(logprobs_BV[place, first_tokens[row]].exp().sum())
-                    found[row] = Chosen(logprobs=tuple(normalized(raw)["logprobs"]), mass=mass)
+                    own = logprobs_BV[place, split[row][1]]
+                    kept = normalized(own.tolist())["logprobs"]
+                    found[row] = Chosen(logprobs=tuple(kept), mass=float(own.exp().sum()))
         return [each for each in found if each is not None]
 
-    def _first_tokens(self, request: Request) -> list[int]:
-        """The token with which each option begins after the prompt.
+    def _option_ids(self, request: Request) -> tuple[list[int], list[int]]:
+        """The ids with which all options begin after the prompt (a space, say), and the next one of each.
 
         Raises:
-            UserError: two begin with the same.
+            UserError: two options do not differ there either.
         """
         tokenizer, prompt = self._backbone.tokenizer, self._prompt(request.messages)
-        eos = self._backbone.eos_ids
         space = " " if isinstance(prompt, str) else ""
-        tokens = [
-            encode_completion(tokenizer, prompt, space + option, eos=eos)[0] for option in request.options
+        options = [
+            encode_completion(tokenizer, prompt, space + option, eos=self._backbone.eos_ids)
+            for option in request.options
         ]
-        if len(set(tokens)) < len(tokens):
+        different = (place for place, ids in enumerate(zip(*options, strict=False)) if len(set(ids)) > 1)
+        num_shared = next(different, min(len(ids) for ids in options))
+        tokens = [ids[num_shared] for ids in options if len(ids) > num_shared]
+        if len(set(tokens)) < len(options):
             raise UserError(
-                f"its tokenizer begins the options {', '.join(request.options)} with the same token",
+                f"its tokenizer cannot tell the options {', '.join(request.options)} apart",
                 where=self._folder,
                 fix="Choose another feedback model, or serve it (feedback.endpoint) and read votes.",
             )
-        return tokens
+        return options[0][:num_shared], tokens
 
 
 _worker: _Answerer | None = None

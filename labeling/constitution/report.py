@@ -47,7 +47,7 @@ _ROUND_NOTE = (
 def revisions_page(figures: Figures, drafts: Sequence[Draft], constitution: Constitution, model: str) -> str:
     """Of the supervised stage."""
     found = figures["revisions"]
-    parts = [_head("Revisions", constitution, model), _running(figures["running"])]
+    parts = [_head("Revisions", constitution, model)]
     parts.append(_rounds("All prompts", found["rounds"]))
     if len(found["groups"]) > 1:
         parts.append(_groups(found["groups"]))
@@ -60,6 +60,7 @@ def revisions_page(figures: Figures, drafts: Sequence[Draft], constitution: Cons
     )
     parts.append(_table(("phrase of five words", "revisions"), phrases) if phrases else "<p>None.</p>")
     parts.append("<h2>Examples</h2>" + "".join(_draft(draft) for draft in drafts[:NUM_EXAMPLES]))
+    parts.append(_took(figures))
     return _page("Revisions", parts)
 
 
@@ -69,7 +70,7 @@ def preferences_page(
     """Of the preference stage."""
     found = figures["preferences"]
     rows = [(label, found[name]) for name, label in _PREFERENCE_ROWS]
-    parts = [_head("Preferences", constitution, model), _running(figures["running"])]
+    parts = [_head("Preferences", constitution, model)]
     parts.append("<h2>Preferences</h2>" + _table(("", ""), rows))
     histogram = columns(found["histogram"], 0, 1, "probability that a pair's first is better")
     parts.append(_figure(histogram, "How sure the labels are: one half says nothing, the ends are certain."))
@@ -83,6 +84,7 @@ def preferences_page(
         if key in found:
             parts.append(_beside(found[key], who))
     parts.append("<h2>Examples</h2>" + "".join(_item(each) for each in judged[:NUM_EXAMPLES]))
+    parts.append(_took(figures))
     return _page("Preferences", parts)
 
 
@@ -105,7 +107,7 @@ def _beside(found: Figures, who: str) -> str:
     picture = lines(
         [("labels", points)], f"probability; upwards, share that {who} preferred", unit_square=True
     )
-    caption = f"Honest labels lie on the diagonal: of the pairs labelled 0.7, {who} prefer the first in 70 %."
+    caption = "Honest labels lie on the diagonal: of the pairs labelled 0.7, the first is preferred in 70 %."
     return f"<h2>Beside {escape(who)}</h2>" + _table(("", ""), rows) + _figure(picture, caption)
 
 
@@ -133,10 +135,15 @@ def _groups(groups: Mapping[str, Sequence[Figures]]) -> str:
     return f"<h2>Groups of prompts</h2>{table}{_figure(lines(series, 'round'), note)}"
 
 
-def _running(found: Figures) -> str:
-    rows = [(name.replace("_", " "), value) for name, value in found.items() if name != "failures"]
-    rows += [(f"failed: {name.replace('_', ' ')}", n) for name, n in found["failures"].items()]
-    return "<h2>What it took</h2>" + _table(("", ""), rows)
+def _took(figures: Figures) -> str:
+    parts = []
+    for key, title in (("running", "What it took"), ("writing", "What the writer took")):
+        if key in figures:
+            found = figures[key]
+            rows = [(name.replace("_", " "), value) for name, value in found.items() if name != "failures"]
+            rows += [(f"failed: {name.replace('_', ' ')}", n) for name, n in found["failures"].items()]
+            parts.append(f"<h2>{title}</h2>{_table(('', ''), rows)}")
+    return "".join(parts)
 
 
 def _use(title: str, counts: Mapping[str, int]) -> str:
@@ -180,7 +187,9 @@ def _cell(value: Any) -> str:
         return f'<td class="n">{value["value"]:.3f} [{value["low"]:.3f}, {value["high"]:.3f}]</td>'
     if isinstance(value, int | float):
         return (
-            f'<td class="n">{value:,}</td>' if isinstance(value, int) else f'<td class="n">{value:.3f}</td>'
+            f'<td class="n">{value:,}</td>'
+            if isinstance(value, int)
+            else f'<td class="n">{round(value, 3) + 0.0:.3f}</td>'
         )
     return f"<td>{'–' if value is None else _inline(str(value))}</td>"
 

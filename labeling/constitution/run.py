@@ -46,22 +46,33 @@ class Running:
     settings: ConstitutionSettings
     constitution: Constitution
     stage: StageRun
-    cache: Cache
+    caches: dict[str, Cache]
+    """One for each model: what is asked of it is counted by itself."""
     feedback: Model
     writer: Model
 
     @staticmethod
     def open(
-        recipe: Recipe, settings: ConstitutionSettings, constitution: Constitution, stage: StageRun
+        recipe: Recipe,
+        settings: ConstitutionSettings,
+        constitution: Constitution,
+        stage: StageRun,
+        *,
+        clean: bool,
     ) -> "Running":
-        """Open the cache and the models; what an interrupted run has counted goes on being counted."""
+        """Open the cache and the models; what earlier attempts have counted goes on being counted."""
         path = Path(settings.cache.replace("{run}", str(recipe.run_folder)))
-        cache = Cache(path, scope=f"{recipe.run_folder}/{stage.stage}")
-        if not stage.resuming:
-            cache.forget_counts()
-        feedback = open_model(settings.feedback, recipe, cache)
-        writer = feedback if settings.writer is None else open_model(settings.writer, recipe, cache)
-        return Running(recipe, settings, constitution, stage, cache, feedback, writer)
+        caches, models = {}, {}
+        for role, model in (("feedback", settings.feedback), ("writer", settings.writer)):
+            if model is not None:
+                caches[role] = Cache(path, scope=f"{recipe.run_folder}/{stage.stage}/{role}")
+                if clean:
+                    caches[role].forget_counts()
+                models[role] = open_model(model, recipe, caches[role])
+        feedback = models["feedback"]
+        return Running(
+            recipe, settings, constitution, stage, caches, feedback, models.get("writer", feedback)
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -69,7 +80,8 @@ class Running:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.cache.__exit__(kind, error, trace)
+        for cache in self.caches.values():
+            cache.__exit__(kind, error, trace)
 
     def make(self, part: RevisionsSettings | PreferencesSettings) -> None:
         """Do the stage's work and publish it."""
@@ -199,7 +211,14 @@ class Running:
         return found
 
     def _took(self) -> Figures:
-        return {"running": running_figures(self.cache.counts(), self.settings.feedback.endpoint)}
+        """What the feedback model's answers took, and the writer's where it is another."""
+        found = {
+            "running": running_figures(self.caches["feedback"].counts(), self.settings.feedback.endpoint)
+        }
+        if self.settings.writer is not None:
+            counts = self.caches["writer"].counts()
+            found["writing"] = running_figures(counts, self.settings.writer.endpoint)
+        return found
 
     def _publish(self, writers: Mapping[str, Writer], found: Figures, account: Account) -> None:
         values = json_value({"annotator": self.constitution.annotator, "model": self.feedback.name} | found)
@@ -207,9 +226,9 @@ class Running:
         self.stage.publish({**writers, FIGURES: _text(text)}, metrics=values, accounts=account.to_json())
 
     def _print(self, rows: list[tuple[str, str]], records: str, target: str) -> None:
-        folder, took = self.stage.folder, self.cache.counts()
-        failed = sum(running_figures(took, None)["failures"].values())
-        rows.append(("answers, attempts that failed", f"{took.get('answers', 0):,}, {failed:,}"))
+        folder, took = self.stage.folder, self._took().values()
+        answers, failed = sum(t["answers"] for t in took), sum(sum(t["failures"].values()) for t in took)
+        rows.append(("answers, attempts that failed", f"{answers:,}, {failed:,}"))
         rows += [("records", str(folder / records)), ("report", str(folder / REPORT))]
         print_result(self.stage.stage, rows, self.stage.next_command(target))
 

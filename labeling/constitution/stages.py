@@ -97,7 +97,7 @@ def _run_stage(
     if stage is not None:
         from labeling.constitution.run import Running  # torch and aiohttp load only when there is work
 
-        with stage, Running.open(recipe, settings, constitution, stage) as running:
+        with stage, Running.open(recipe, settings, constitution, stage, clean=clean) as running:
             running.make(part)
 
 

@@ -224,7 +224,8 @@ def test_a_budget_stops_the_stage_and_a_higher_one_goes_on(
     assert start(recipe, f"{cost}=1") == 0
     took = figures(tmp_path, "preferences")["running"]
     assert took["cost"] == pytest.approx(took["input_tokens"] / 1e6)
-    assert took["requests"] == took["answers"]  # of both runs together: nothing was asked twice
+    questions = len(lines(tmp_path / "runs" / "run" / "preferences" / "comparisons.jsonl")) * 2
+    assert took["requests"] == took["answers"] == questions + 1  # of both runs, and how it can answer at all
 
 
 def test_a_key_goes_to_the_endpoint_and_nowhere_else(

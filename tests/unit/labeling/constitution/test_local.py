@@ -57,6 +57,19 @@ def test_a_choice_has_the_log_probabilities_of_the_model_itself(folder: Path, tm
         assert found.mass == pytest.approx(float(own.exp().sum()), abs=1e-5)
 
 
+def test_what_the_options_share_at_their_beginning_is_read_before_them(folder: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    asked = request(3, options=("w5 w1", "w5 w2"))
+    [found] = ask(folder, tmp_path / "a.sqlite", [asked])
+    ids = tokenizer(asked.messages[0].content + " w5", return_tensors="pt").input_ids
+    with torch.no_grad():
+        logits = model(ids).logits[0, -1]
+    first, second = logits[tokenizer.convert_tokens_to_ids(["w1", "w2"])]
+    assert isinstance(found, Chosen)
+    assert found.log_odds == pytest.approx(float(first - second), abs=1e-4)
+
+
 def test_neither_batches_nor_neighbours_change_an_answer(folder: Path, tmp_path: Path) -> None:
     together = ask(folder, tmp_path / "a.sqlite", [*CHOICES, *TEXTS])
     small = ask(folder, tmp_path / "b.sqlite", [*TEXTS[::-1]], batch_size=2)
@@ -118,6 +131,6 @@ def test_what_was_answered_is_not_computed_again(folder: Path, tmp_path: Path) -
         assert cache.counts()["requests"] == len(CHOICES)
 
 
-def test_options_that_begin_with_the_same_token_are_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="with the same token"):
+def test_options_that_the_tokenizer_cannot_tell_apart_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot tell the options yes, no apart"):
         ask(folder, tmp_path / "a.sqlite", [request(1, options=("yes", "no"))])  # both unknown to it
