@@ -116,6 +116,7 @@ def enter_ranks(location: str, judged: Sequence[Judged], annotator: str) -> Impo
             labeler=annotator,
             ranks=ranks_of(each.comparisons, len(each.item.completions)),
             where="constitution",
+            comparisons=each.comparisons,
         )
         for each in judged
         if each.comparisons

@@ -19,6 +19,7 @@ import ppo.__main__
 import reward.__main__
 import sft.__main__
 from labeling.__main__ import main
+from labeling.export import ExportOptions, export
 from labeling.labels import read_labels
 from labeling.project import Project
 from rlhf.artifacts import require
@@ -268,6 +269,10 @@ def test_people_are_agreed_with_mixed_in_and_joined_in_their_project(server: str
         labels = read_labels(opened)
     assert {label.labeler for label in labels} == {own[0]["annotator"]}
     assert len(labels) == 12
+    with Project.open(project) as opened:
+        export(opened, tmp_path / "export", ExportOptions(labels="all"))
+    exported, rankings = lines(tmp_path / "export" / "rankings.jsonl"), lines(folder / "rankings.jsonl")
+    assert exported == rankings  # the probabilities, too
 
 
 def test_hard_labels_are_ranks(server: str, tmp_path: Path) -> None:
