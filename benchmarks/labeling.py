@@ -55,27 +55,27 @@ def main(argv: Sequence[str]) -> int:
 def _rank(location: str, num_labelers: int, folder: Path) -> tuple[float, list[float], list[str]]:
     """Seconds from the first start to the last end, milliseconds of each submission, error messages."""
     started = time.perf_counter()
-    workers = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tests.labeling_worker",
-                location,
-                f"labeler {n}",
-                str(folder / f"{n}.log"),
-            ],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for n in range(num_labelers)
-    ]
+    workers = [start_labeler(location, f"labeler {n}", folder / f"{n}.log") for n in range(num_labelers)]
     errors = [worker.communicate()[1] for worker in workers]
     seconds = time.perf_counter() - started
+    return seconds, [taken for _, _, taken in acknowledged(folder)], [error for error in errors if error]
+
+
+def start_labeler(location: str, labeler: str, log: Path) -> "subprocess.Popen[str]":
+    """A process that ranks all it is given, and writes down what was acknowledged."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.labeling_worker", location, labeler, str(log)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def acknowledged(folder: Path) -> list[tuple[int, str, float]]:
+    """Item, name and milliseconds of every submission that was acknowledged to a labeler's process."""
     lines = [line.split() for path in folder.glob("*.log") for line in path.read_text().splitlines()]
-    return seconds, [float(taken) for _, _, taken in lines], [error for error in errors if error]
+    return [(int(item), name, float(taken)) for item, name, taken in lines]
 
 
 if __name__ == "__main__":

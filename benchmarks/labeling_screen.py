@@ -1,6 +1,8 @@
 """The labeler's screen in a pseudo-terminal: start to first item, and each key to the last byte drawn.
 
-python -m benchmarks.labeling_screen [--items 100000] [--keys 200] [--columns 80] [--rows 24]
+Beside the time on the clock stands the processor time of the program, which other work leaves alone.
+
+python -m benchmarks.labeling_screen [--items 100000] [--keys 200] [--size 80x24 --size 160x50]
 """
 
 import argparse
@@ -23,9 +25,14 @@ from labeling.policy import Policy
 from labeling.project import NewItem, Project
 from rlhf.errors import run_command
 
+Taken = tuple[float, float]
+"""Milliseconds by the clock, and of the processor."""
 ROOT = Path(__file__).resolve().parents[1]
-NUM_LONG = 40
+NUM_LONG = 150
 NUM_COMPLETIONS, NUM_CHARACTERS = 9, 4000
+KEYS_AN_ITEM = 5
+"""After so many keys all answers are ranked and the item is submitted."""
+SIZES = ("80x24", "160x50")
 QUIET_SECONDS = 0.06
 """A frame is over when nothing has come for so long; the time that counts is that of its last byte."""
 KEYS = {
@@ -43,26 +50,33 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--items", type=int, default=100_000, help="of the project [%(default)s]")
     parser.add_argument("--keys", type=int, default=200, help="to press [%(default)s]")
-    parser.add_argument("--columns", type=int, default=80, help="of the terminal [%(default)s]")
-    parser.add_argument("--rows", type=int, default=24, help="of the terminal [%(default)s]")
+    parser.add_argument(
+        "--size", action="append", help=f"of the terminal, again for more [{' '.join(SIZES)}]"
+    )
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         with Project.create(folder, Policy(gold_share=0.0)) as project:
             project.add(NewItem(item) for item in _items(arguments.items))
-        starts = [_session(folder, arguments, num_keys=0)[0] for _ in range(3)]
-        _, milliseconds = _session(folder, arguments, num_keys=arguments.keys)
-    print(f"{arguments.items:,} items; start to first item: {', '.join(f'{s:.2f}' for s in starts)} s")
-    print(
-        f"{NUM_COMPLETIONS} completions of {NUM_CHARACTERS:,} characters, "
-        f"{arguments.columns}×{arguments.rows}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores:"
-    )
-    for name, values in milliseconds.items():
-        median, p95 = quantile(values, 0.5), quantile(values, 0.95)
-        print(
-            f"  {name:7} {len(values):4} keys: median {median:5.1f} ms, p95 {p95:5.1f} ms, "
-            f"max {max(values):5.1f} ms"
-        )
+        print(f"{arguments.items:,} items, {NUM_COMPLETIONS} completions of {NUM_CHARACTERS:,} characters")
+        for size in arguments.size or SIZES:
+            _report(folder, size, num_keys=arguments.keys)
     return 0
+
+
+def _report(folder: str, size: str, *, num_keys: int) -> None:
+    """Measure at one size, and print."""
+    starts = [_session(folder, size, num_keys=0)[0] for _ in range(3)]
+    _, taken = _session(folder, size, num_keys=num_keys)
+    print(f"{size}, load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores:")
+    print(f"  start to first item: {', '.join(f'{s:.2f}' for s in starts)} s")
+    every = [key for keys in taken.values() for key in keys]
+    for name, keys in {**taken, "all": every}.items():
+        clock, processor = [key[0] for key in keys], [key[1] for key in keys]
+        print(
+            f"  {name:7} {len(keys):4} keys: median {quantile(clock, 0.5):5.1f} ms, "
+            f"p95 {quantile(clock, 0.95):5.1f} ms; processor: median {quantile(processor, 0.5):4.1f} ms, "
+            f"p95 {quantile(processor, 0.95):4.1f} ms"
+        )
 
 
 def _items(number: int) -> Iterator[Item]:
@@ -74,22 +88,21 @@ def _items(number: int) -> Iterator[Item]:
         yield Item(prompt=f"question {n}", completions=tuple(letters))
 
 
-def _session(
-    folder: str, options: argparse.Namespace, *, num_keys: int
-) -> tuple[float, dict[str, list[float]]]:
-    """Seconds to the first item, and milliseconds of each key."""
+def _session(folder: str, size: str, *, num_keys: int) -> tuple[float, dict[str, list[Taken]]]:
+    """Seconds to the first item, and what each key took."""
+    columns, rows = (int(number) for number in size.split("x"))
     started = time.perf_counter()
     process, terminal = pty.fork()
     if process == 0:
         os.environ.update(PYTHONPATH=str(ROOT), TERM="xterm-256color")
         command = [sys.executable, "-m", "labeling", "rank", "--project", folder, "--labeler", "ann"]
         os.execv(sys.executable, command)
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", options.rows, options.columns, 0, 0))
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     try:
         _until(terminal, b"Answer 1")
         seconds = time.perf_counter() - started
         _frame(terminal)
-        found = _press(terminal, num_keys)
+        found = _press(process, terminal, num_keys)
     finally:
         os.write(terminal, b"q")
         _until(terminal, b"\x1b[?1049l")
@@ -98,29 +111,32 @@ def _session(
     return seconds, found
 
 
-def _press(terminal: int, number: int) -> dict[str, list[float]]:
+def _press(process: int, terminal: int, number: int) -> dict[str, list[Taken]]:
     rng = random.Random(1)
-    found: dict[str, list[float]] = {name: [] for name in (*KEYS, "submit")}
+    found: dict[str, list[Taken]] = {name: [] for name in (*KEYS, "submit")}
+
+    def press(name: str, key: bytes) -> None:
+        before, pressed = _processor_milliseconds(process), time.perf_counter()
+        os.write(terminal, key)
+        last = _frame(terminal)
+        if last is not None:  # otherwise the key changed nothing
+            found[name].append((1000 * (last - pressed), _processor_milliseconds(process) - before))
+
     for n in range(number):
         name = rng.choice(list(KEYS))
-        taken = _key(terminal, rng.choice(KEYS[name]))
-        if taken is not None:
-            found[name].append(taken)
-        if n % 20 == 19:
+        press(name, rng.choice(KEYS[name]))
+        if n % KEYS_AN_ITEM == KEYS_AN_ITEM - 1:
             for _ in range(NUM_COMPLETIONS):
-                _key(terminal, b"1")
-            taken = _key(terminal, b"\r")
-            if taken is not None:
-                found["submit"].append(taken)
-    return {name: values for name, values in found.items() if values}
+                os.write(terminal, b"1")
+                _frame(terminal)
+            press("submit", b"\r")
+    return {name: taken for name, taken in found.items() if taken}
 
 
-def _key(terminal: int, key: bytes) -> float | None:
-    """Milliseconds from the key to the last byte that it draws; None if it changes nothing."""
-    pressed = time.perf_counter()
-    os.write(terminal, key)
-    last = _frame(terminal)
-    return None if last is None else 1000 * (last - pressed)
+def _processor_milliseconds(process: int) -> float:
+    """Processor time of all threads so far."""
+    threads = Path(f"/proc/{process}/task").glob("*/schedstat")
+    return sum(int(path.read_text().split()[0]) for path in threads) / 1e6
 
 
 def _frame(terminal: int) -> float | None:

@@ -11,12 +11,16 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from labeling.adjudication import Adjudication
 from labeling.items import Item
+from labeling.judgements import Judgement, Task
 from labeling.policy import Policy
 from labeling.project import NewItem, Project
 from labeling.screen.app import LabelerApp
-from labeling.session import Session
+from labeling.session import Session, new_submission
+from labeling.workplace import Workplace
 from rlhf.errors import UserError, run_command
+from rlhf.records import Rank
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -40,19 +44,35 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--browser", action="store_true", help="also the one of Chromium")
     arguments = parser.parse_args(argv)
     IMAGES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, Project.create(folder, Policy()) as project:
+    with tempfile.TemporaryDirectory() as folder, Project.create(folder, Policy(overlap=4)) as project:
         project.add(NewItem(Item(prompt=f"{PROMPT}{' ' * n}", completions=ANSWERS)) for n in range(3))
         for width, height in SIZES:
             with Session(project, "ann") as session:
                 path = IMAGES / f"labeling-{width}x{height}.svg"
                 path.write_text(asyncio.run(_terminal(session, (width, height))), encoding="utf-8")
                 print(path.relative_to(ROOT))
+        _label(project)
+        with Adjudication(project, "eva", threshold=0.7) as desk:
+            path = IMAGES / "labeling-adjudicate.svg"
+            path.write_text(asyncio.run(_terminal(desk, SIZES[0])), encoding="utf-8")
+            print(path.relative_to(ROOT))
         if arguments.browser:
             _browser(project, IMAGES / "labeling-browser.png")
     return 0
 
 
-async def _terminal(session: Session, size: tuple[int, int]) -> str:
+def _label(project: Project) -> None:
+    """Let three labelers disagree."""
+    said: dict[str, tuple[Rank, ...]] = {"bo": (1, 3, 4, 2), "cy": (2, "F", 3, 1), "di": (4, 2, 1, 3)}
+    for name, ranks in said.items():
+        with Session(project, name) as session:
+            while isinstance(task := session.next(), Task):
+                shown = tuple(ranks[ANSWERS.index(text)] for text in task.completions)
+                note = "the one about the crust is shorter" if name == "cy" else ""
+                session.submit(task, Judgement(shown, note=note), submission=new_submission())
+
+
+async def _terminal(session: Workplace, size: tuple[int, int]) -> str:
     app = LabelerApp(session)
     async with app.run_test(size=size) as pilot:
         await pilot.pause()

@@ -17,7 +17,7 @@ from labeling.judgements import implied_pairs
 from labeling.labels import labels_of_kind
 from labeling.ledger import Event, record
 from labeling.policy import Policy
-from labeling.project import ItemKind, stored_item
+from labeling.project import ItemKind, item_row, stored_item
 from labeling.tables import items, queue, work
 
 Reason = Literal["finished", "held_by_others", "qualifying_elsewhere", "not_qualified"]
@@ -85,8 +85,7 @@ def expire(transaction: Transaction) -> None:
 
 def assign(transaction: Transaction, seat: Seat, item_id: int, policy: Policy) -> None:
     """Lease an item to the labeler, in the order of completions that is theirs."""
-    row = transaction.connection.execute(select(items).where(items.c.id == item_id)).mappings().one()
-    item = stored_item(row)
+    item = stored_item(item_row(transaction.connection, item_id))
     record(
         transaction,
         Event(

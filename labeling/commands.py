@@ -9,9 +9,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from labeling.policy import Policy
 from rlhf.errors import UserError
+
+if TYPE_CHECKING:
+    from labeling.project import Project
+    from labeling.workplace import Workplace
 
 Run = Callable[[argparse.Namespace], int]
 Arguments = Callable[[argparse.ArgumentParser], None]
@@ -156,16 +161,21 @@ def _rank(arguments: argparse.Namespace) -> int:
     from labeling.session import Session
 
     with Project.open(arguments.project) as project, Session(project, arguments.labeler) as session:
-        if arguments.plain or not _full_screen():
-            from labeling.plain import PlainScreen
-
-            PlainScreen(session, sys.stdin, sys.stdout).run()
-        else:
-            os.environ.setdefault("TEXTUAL_FPS", "120")  # a key waits half as long for the next frame
-            from labeling.screen.app import run_screen
-
-            run_screen(session)
+        _work(session, plain=arguments.plain)
     return 0
+
+
+def _work(workplace: "Workplace", *, plain: bool) -> None:
+    """Let somebody work on the terminal until they quit or nothing is left."""
+    if plain or not _full_screen():
+        from labeling.plain import PlainScreen
+
+        PlainScreen(workplace, sys.stdin, sys.stdout).run()
+    else:
+        os.environ.setdefault("TEXTUAL_FPS", "120")  # a key waits half as long for the next frame
+        from labeling.screen.app import run_screen
+
+        run_screen(workplace)
 
 
 def _full_screen() -> bool:
@@ -230,31 +240,46 @@ def _status(arguments: argparse.Namespace) -> int:
 def _adjudicate_arguments(parser: argparse.ArgumentParser) -> None:
     _threshold(parser)
     add = parser.add_argument
-    add("--item", type=int, metavar="N", help="decide this item; without it, disputed items are listed")
-    add("--ranks", metavar="R,R,...", help='the final ranks, in the order in which the list shows: "1,2,F"')
-    add("--labeler", metavar="NAME", help="who decides")
+    add("--labeler", metavar="NAME", help="who decides; without it, disputed items are listed")
+    add("--plain", action="store_true", help="line by line, for dumb terminals and scripts")
+    add("--item", type=int, metavar="N", help="decide this item and no other")
+    add("--ranks", metavar="R,R,...", help='its final ranks, in the order in which the list shows: "1,2,F"')
     add("--note", default="", metavar="TEXT", help="why")
     add("--limit", type=int, default=20, metavar="N", help="list at most so many [%(default)s]")
 
 
 def _adjudicate(arguments: argparse.Namespace) -> int:
-    from labeling.decisions import decide, disputes
-    from labeling.plain import parse_ranks
     from labeling.project import Project
-    from labeling.report import print_disputes
 
-    project = Project.open(arguments.project)
-    if arguments.item is None:
-        print_disputes(project, disputes(project, threshold=arguments.threshold), limit=arguments.limit)
-        return 0
-    if arguments.ranks is None or arguments.labeler is None:
+    with Project.open(arguments.project) as project:
+        if arguments.item is not None or arguments.ranks is not None:
+            _decide(project, arguments)
+        elif arguments.labeler is not None:
+            from labeling.adjudication import Adjudication
+
+            with Adjudication(project, arguments.labeler, threshold=arguments.threshold) as adjudication:
+                _work(adjudication, plain=arguments.plain)
+        else:
+            from labeling.decisions import disputes
+            from labeling.report import print_disputes
+
+            print_disputes(project, disputes(project, threshold=arguments.threshold), limit=arguments.limit)
+    return 0
+
+
+def _decide(project: "Project", arguments: argparse.Namespace) -> None:
+    from labeling.decisions import decide
+    from labeling.plain import parse_ranks
+
+    if arguments.item is None or arguments.ranks is None or arguments.labeler is None:
         raise UserError(
-            "a decision needs ranks and a name", where="adjudicate", fix="Give --ranks and --labeler."
+            "a decision needs an item, ranks and a name",
+            where="adjudicate",
+            fix="Give --item, --ranks and --labeler; --labeler alone shows the items one after the other.",
         )
     ranks = parse_ranks(arguments.ranks)
     decide(project, arguments.item, ranks, by=arguments.labeler, note=arguments.note)
     print(f"adjudicate: item {arguments.item} is decided")
-    return 0
 
 
 def _simulate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -363,7 +388,9 @@ COMMANDS: dict[str, Command] = {
     "serve": Command("rank in a browser: the same screen, by tokens", _serve_arguments, _serve),
     "token": Command("print a new token by which a browser knows a labeler", _token_arguments, _token),
     "status": Command("show progress, pace, agreement and disputed items", _status_arguments, _status),
-    "adjudicate": Command("list disputed items, or decide one", _adjudicate_arguments, _adjudicate),
+    "adjudicate": Command(
+        "list disputed items, or decide them on the screen", _adjudicate_arguments, _adjudicate
+    ),
     "simulate": Command("let a scripted labeler rank", _simulate_arguments, _simulate),
     "export": Command("write the labels as training data, for `make reward`", _export_arguments, _export),
     "import": Command("enter rankings and pairs made elsewhere", _import_arguments, _import),

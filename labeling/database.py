@@ -1,12 +1,15 @@
 """SQLite or PostgreSQL: how a labeling database is reached, and what a transaction of it is.
 
-Every writing transaction is alone: on SQLite it begins as BEGIN IMMEDIATE and waits for the one before (busy
-time-out), on PostgreSQL it begins by taking one advisory lock. So what a transaction has read is still true
-when it writes, with no retries; people who rank texts are far from needing more. Readers never wait.
+Every writing transaction is alone, and writers take turns in the order in which they came: on SQLite by the
+lock of a file beside the database and then BEGIN IMMEDIATE with a busy time-out, on PostgreSQL by an advisory
+lock. (SQLite alone lets whoever asks in the right moment go first, and others wait for seconds.) So what a
+transaction has read is still true when it writes, with no retries; people who rank texts are far from needing
+more. Readers never wait.
 
 SQLite runs in WAL mode with `synchronous=FULL`: what has been acknowledged survives a power cut.
 """
 
+import fcntl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,8 +24,10 @@ from rlhf.errors import UserError
 
 FILE = "labels.db"
 """The SQLite file in a project's folder."""
+LOCK = "labels.lock"
+"""An empty file beside it, whose lock is the writer's turn."""
 BUSY_SECONDS = 60.0
-"""How long a writer waits for the others before it gives up."""
+"""How long SQLite waits for another program that writes to the file."""
 
 _LOCK = 7_465_172
 """Key of the advisory lock, together with the schema in which the tables lie."""
@@ -68,6 +73,7 @@ class Database:
         """A transaction that may change things: committed at the end of the block, undone by an exception."""
         with (
             self._explained(),
+            self._turn(),
             self.engine.connect().execution_options(triptych_writes=True) as connection,
             connection.begin(),
         ):
@@ -106,6 +112,20 @@ class Database:
     def close(self) -> None:
         self.engine.dispose()
 
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait for the writers who came before, where the database does not see to it."""
+        if self.folder is None:
+            yield
+            return
+        try:
+            lock = (self.folder / LOCK).open("ab")
+        except OSError as error:
+            raise _refusal(error.strerror or "no reason given", self.where) from error
+        with lock:  # closing it ends the turn, also when the process is killed
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def _now(self, connection: Connection) -> float:
         if self._clock is not None:
             return self._clock()
@@ -121,18 +141,22 @@ class Database:
         try:
             yield
         except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
-            raise StoreError(
-                f"the database refuses ({_first_line(getattr(error, 'orig', error))})",
-                where=self.where,
-                fix="Check that it runs, that there is room, and that you may write there; then try again. "
-                "What was submitted before is safe.",
-            ) from error
+            raise _refusal(_first_line(getattr(error, "orig", error)), self.where) from error
         except exc.DatabaseError as error:
             if "file is not a database" in str(error.orig):
                 raise UserError(
                     "this is not a labeling database", where=self.where, fix="Put the file back."
                 ) from None
             raise
+
+
+def _refusal(reason: str, where: str) -> StoreError:
+    return StoreError(
+        f"the database refuses ({reason})",
+        where=where,
+        fix="Check that it runs, that there is room, and that you may write there; then try again. "
+        "What was submitted before is safe.",
+    )
 
 
 def no_project(where: str) -> UserError:

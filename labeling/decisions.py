@@ -1,18 +1,21 @@
 """Items on which labelers disagree, and the final decisions on them."""
 
 import json
+import random
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Connection, Select, select
+from sqlalchemy.engine import RowMapping
 
 from labeling.agreement import Ratings, item_agreement
 from labeling.consensus import Consensus, consensus
 from labeling.judgements import Judgement
 from labeling.labels import Label, read_labels
 from labeling.ledger import Event, record
-from labeling.project import Project
+from labeling.project import Project, StoredItem
 from labeling.tables import events, items
 from rlhf.errors import UserError
 from rlhf.records import Rank
@@ -92,13 +95,33 @@ def decide(project: Project, item_id: int, ranks: Sequence[Rank], *, by: str, no
 
 
 def decisions(project: Project) -> dict[int, Decision]:
-    """Item → the newest decision on it."""
-    query = select(events).where(events.c.kind == "adjudicated").order_by(events.c.id)
-    found = {}
+    """Item → the newest decision on it that was not taken back."""
     with project.database.read() as connection:
-        for row in connection.execute(query).mappings():
-            data = json.loads(row["data"])
-            found[row["item_id"]] = Decision(
-                row["item_id"], tuple(data["ranks"]), row["labeler_id"], data["note"]
-            )
-    return found
+        return _in_force(connection.execute(_query()).mappings())
+
+
+def decision_on(connection: Connection, item_id: int) -> Decision | None:
+    """The newest decision on an item that was not taken back."""
+    return _in_force(connection.execute(_query().where(events.c.item_id == item_id)).mappings()).get(item_id)
+
+
+def anonymous(project: Project, item: StoredItem, labels: Sequence[Label]) -> list[Label]:
+    """An item's labels in an order that tells nothing of their labelers and is always the same."""
+    mixed = list(labels)
+    random.Random(f"{project.policy.seed}|{item.key}|labels").shuffle(mixed)
+    return mixed
+
+
+def _query() -> Select[Any]:
+    return select(events).where(events.c.kind.in_(("adjudicated", "reopened"))).order_by(events.c.id)
+
+
+def _in_force(rows: Iterable[RowMapping]) -> dict[int, Decision]:
+    made: dict[int, Decision] = {}
+    for row in rows:
+        data = json.loads(row["data"])
+        if row["kind"] == "reopened":
+            made.pop(data["undoes"], None)
+        else:
+            made[row["id"]] = Decision(row["item_id"], tuple(data["ranks"]), row["labeler_id"], data["note"])
+    return {decision.item_id: decision for decision in made.values()}

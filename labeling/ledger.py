@@ -15,13 +15,15 @@ are no events; a replay forgets them. So there is one account of what each event
     undone       a submission or a skip is taken back: leased again            +1 after a skip
     flagged      something is wrong with the item
     adjudicated  the final decision on the item
+    reopened     a decision is taken back
+    passed       an adjudicator leaves the item undecided, with a reason
 """
 
 import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy import and_, delete, insert, literal, select, update
+from sqlalchemy import and_, bindparam, delete, insert, literal, select, update
 from sqlalchemy.engine import RowMapping
 
 from labeling.database import Database, Transaction
@@ -39,7 +41,16 @@ Kind = Literal[
     "undone",
     "flagged",
     "adjudicated",
+    "reopened",
+    "passed",
 ]
+# Statements of every key and submission, put together once: that is half of what they cost.
+_APPEND = insert(events).returning(events.c.id)
+_WORK_OF = select(work).where(
+    work.c.item_id == bindparam("item_id"), work.c.labeler_id == bindparam("labeler_id")
+)
+NO_WORK = ("flagged", "adjudicated", "reopened", "passed")
+"""Events that change nobody's place in the work on an item."""
 HELD = ("leased", "submitted")
 """States that count towards an item's overlap."""
 
@@ -71,15 +82,15 @@ def record(transaction: Transaction, event: Event) -> int:
         "seconds": event.seconds,
         "data": dumps(event.data),
     }
-    number = transaction.connection.execute(insert(events).values(values).returning(events.c.id)).scalar_one()
+    number = transaction.connection.execute(_APPEND, values).scalar_one()
     _follow(transaction, event, number)
     return int(number)
 
 
 def work_of(transaction: Transaction, item_id: int, labeler_id: int) -> RowMapping | None:
     """Where a labeler stands with an item."""
-    mine = and_(work.c.item_id == item_id, work.c.labeler_id == labeler_id)
-    return transaction.connection.execute(select(work).where(mine)).mappings().one_or_none()
+    mine = {"item_id": item_id, "labeler_id": labeler_id}
+    return transaction.connection.execute(_WORK_OF, mine).mappings().one_or_none()
 
 
 def replay(database: Database) -> None:
@@ -104,7 +115,7 @@ def replay(database: Database) -> None:
 
 def _follow(transaction: Transaction, event: Event, number: int) -> None:
     """Bring `work` and `queue` up to date with one event."""
-    if event.labeler_id is None or event.kind in ("flagged", "adjudicated"):
+    if event.labeler_id is None or event.kind in NO_WORK:
         return
     before = work_of(transaction, event.item_id, event.labeler_id)
     changes = _changes(event, number, transaction.now)

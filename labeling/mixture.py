@@ -9,12 +9,10 @@ from pathlib import Path
 
 from labeling.config import SamplesSettings
 from labeling.items import Item
-from labeling.sample import SAMPLE_NOISE, draw
+from labeling.sample import SAMPLE_NOISE, draw, load_everywhere
 from rlhf.accounts import Account
 from rlhf.artifacts import require
-from rlhf.backbone import Backbone
 from rlhf.config import Recipe
-from rlhf.distributed import start_process
 from rlhf.errors import UserError
 from rlhf.records import Turns, prompt_key
 
@@ -99,12 +97,13 @@ def _drawn(
     sampling = settings.sampling.model_copy(update={"temperature": arm.temperature})
     heated = settings.model_copy(update={"sampling": sampling})
     model = recipe.model.model_copy(update={"path": arm.path, "scratch": None})
-    backbone = Backbone.load(arm.path, settings=model, device=start_process(recipe.run))
+    revision = recipe.model.revision if arm.path == recipe.model.path else None
+    backbones = load_everywhere(arm.path, recipe.run, settings=model, revision=revision)
     own = account if place == 0 else Account()  # every arm reads the same prompts: they count once
     return {
         prompt_key(each.prompt.prompt): (each.prompt.prompt, each.texts, each.ended)
         for each in draw(
-            backbone,
+            backbones,
             recipe,
             heated,
             own,

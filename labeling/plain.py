@@ -11,7 +11,9 @@ from typing import TextIO
 from labeling.assignment import NoTask
 from labeling.harmless import harmless, harmless_line
 from labeling.judgements import Judgement, Task
-from labeling.session import Session, Standing, new_submission
+from labeling.session import new_submission
+from labeling.testimony import testimony
+from labeling.workplace import Standing, Workplace
 from rlhf.chat import prompt_text
 from rlhf.errors import UserError
 from rlhf.records import FAILED, Rank
@@ -34,7 +36,7 @@ MAX_DIGITS = 3
 class PlainScreen:
     """Reads commands from `source` and answers on `sink` until there is nothing left, or `quit`."""
 
-    def __init__(self, session: Session, source: TextIO, sink: TextIO) -> None:
+    def __init__(self, session: Workplace, source: TextIO, sink: TextIO) -> None:
         self._session, self._source, self._sink = session, source, sink
         self._draft = Judgement.empty(0)
 
@@ -114,6 +116,9 @@ class PlainScreen:
         for number, completion in enumerate(task.completions, start=1):
             self._say(f"ANSWER {number} of {len(task.completions)}")
             self._block(completion)
+        for text in testimony(task):
+            self._say("LABELS")
+            self._block(text)
         if any(rank is not None for rank in task.draft.ranks):
             entered = " ".join("-" if rank is None else str(rank) for rank in task.draft.ranks)
             self._say(f"Entered so far: {entered}")
@@ -141,13 +146,8 @@ class PlainScreen:
 
 
 def _standing(standing: Standing) -> str:
-    pace = ""
-    if standing.submitted_here:
-        pace = f", {standing.seconds_here / standing.submitted_here:.0f} s each"
-    return (
-        f"--- {standing.submitted} submitted by you{pace}; "
-        f"{standing.num_full} of {standing.num_items} items have their labels"
-    )
+    pace = f", {standing.pace}" if standing.pace else ""
+    return f"--- {standing.submitted} submitted by you{pace}; {standing.progress}"
 
 
 def parse_ranks(line: str) -> tuple[Rank, ...]:

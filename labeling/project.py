@@ -10,7 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import Connection, bindparam, func, insert, select
+from sqlalchemy.engine import RowMapping
 
 from labeling.database import Database, Transaction, no_project
 from labeling.harmless import labeler_name
@@ -26,6 +27,7 @@ ItemKind = Literal["item", "gold", "qualification"]
 MAX_COMPLETIONS = 9
 """One for each number key."""
 _AT_ONCE = 500
+_ITEM = select(items).where(items.c.id == bindparam("item_id"))
 
 
 @dataclass(frozen=True)
@@ -166,8 +168,7 @@ class Project:
     def item(self, item_id: int) -> StoredItem:
         """The item of that number, which must exist."""
         with self.database.read() as connection:
-            row = connection.execute(select(items).where(items.c.id == item_id)).mappings().one()
-        return stored_item(row)
+            return stored_item(item_row(connection, item_id))
 
     def items(self, *kinds: ItemKind) -> list[StoredItem]:
         """All items of these kinds, in the order in which they were added."""
@@ -242,6 +243,11 @@ def add_items(transaction: Transaction, new: Iterable[NewItem]) -> int:
     while part := list(islice(rest, _AT_ONCE)):
         num_added += _add(transaction, part)
     return num_added
+
+
+def item_row(connection: Connection, item_id: int) -> RowMapping:
+    """The row of an item, which must exist."""
+    return connection.execute(_ITEM, {"item_id": item_id}).mappings().one()
 
 
 def stored_item(row: Any) -> StoredItem:

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from labeling.decisions import Dispute
+from labeling.decisions import Dispute, anonymous
 from labeling.harmless import harmless, harmless_line
 from labeling.project import Project
 from labeling.status import LabelerStatus, Status
+from labeling.testimony import letter
 from rlhf.chat import prompt_text
 from rlhf.evaluation import Estimate
 from rlhf.tracking import print_result
@@ -59,9 +60,8 @@ def print_status(status: Status) -> None:
 
 
 def print_disputes(project: Project, found: Sequence[Dispute], *, limit: int) -> None:
-    """Each disputed item with its completions in its own order, and every label."""
+    """Each disputed item with its completions in its own order, and every label without a name."""
     print(f"{len(found):,} items are disputed" + (f"; the worst {limit}:" if len(found) > limit else ""))
-    names = {number: name for number, name in project.labelers().items()}
     for dispute in found[:limit]:
         item = project.item(dispute.item_id)
         print(f"\nitem {item.item_id}: agreement {dispute.agreement:.2f}")
@@ -69,9 +69,9 @@ def print_disputes(project: Project, found: Sequence[Dispute], *, limit: int) ->
         for number, completion in enumerate(item.completions, start=1):
             print(f" {number}:")
             print(_indented(completion))
-        for label in dispute.labels:
+        for place, label in enumerate(anonymous(project, item, dispute.labels)):
             note = f"  ({harmless_line(label.judgement.note)})" if label.judgement.note else ""
-            print(f"  {_ranks(label.ranks)}  {names[label.labeler_id]}{note}")
+            print(f"  {_ranks(label.ranks)}  {letter(place)}{note}")
         remark = " (they beat each other in a circle)" if dispute.consensus.cycles else ""
         print(f"  {_ranks(dispute.consensus.ranks)}  consensus{remark}")
 

@@ -7,7 +7,11 @@ interrupted starts over and writes the same texts again.
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 
 from labeling.config import DemonstrationsSettings, SamplesSettings
 from labeling.items import Item, write_items
@@ -15,7 +19,7 @@ from rlhf.accounts import Account
 from rlhf.artifacts import StageRun, require
 from rlhf.backbone import REFERENCE, Backbone
 from rlhf.chat import check_room, encode_completion, encode_prompt, fit, length_fix, prompt_text
-from rlhf.config import Recipe
+from rlhf.config import ModelSettings, Recipe, RunSettings
 from rlhf.distributed import start_process
 from rlhf.errors import UserError
 from rlhf.records import Demonstration, Prompt, prompt_key, write_jsonl
@@ -58,10 +62,14 @@ def make_demonstrations(recipe: Recipe, settings: DemonstrationsSettings, stage:
             where="labeling.demonstrations",
             fix="Give a pretrained model (`model.path=...`), or write the demonstrations yourself.",
         )
-    backbone = Backbone.load(recipe.model.path, settings=recipe.model, device=start_process(recipe.run))
+    backbones = load_everywhere(
+        recipe.model.path, recipe.run, settings=recipe.model, revision=recipe.model.revision
+    )
     step, account = "labeling.demonstrations", Account()
     records: list[Demonstration] = []
-    for drawn in draw(backbone, recipe, settings, account, num_texts=1, noise=DEMONSTRATION_NOISE, step=step):
+    for drawn in draw(
+        backbones, recipe, settings, account, num_texts=1, noise=DEMONSTRATION_NOISE, step=step
+    ):
         text = first_sentences(drawn.texts[0], settings.sentences)
         if text is None:
             account.add(step, f"fewer than {settings.sentences} sentences")
@@ -74,7 +82,7 @@ def make_demonstrations(recipe: Recipe, settings: DemonstrationsSettings, stage:
             where=step,
             fix="Raise `sampling.max_response_tokens`, or lower `sentences`.",
         )
-    lengths = [len(encode_completion(backbone.tokenizer, r.prompt, r.completion)) for r in records]
+    lengths = [len(encode_completion(backbones[0].tokenizer, r.prompt, r.completion)) for r in records]
     metrics = {
         "demonstrations": len(records),
         "completion_tokens_mean": sum(lengths) / len(lengths),
@@ -102,7 +110,7 @@ def make_samples(recipe: Recipe, settings: SamplesSettings, stage: StageRun) -> 
         UserError: the run has no SFT model, or a source cannot be read.
     """
     sft = require(recipe.run_folder, "sft")
-    backbone = Backbone.load(sft.path(), settings=recipe.model, device=start_process(recipe.run))
+    backbones = load_everywhere(sft.path(), recipe.run, settings=recipe.model)
     step, account, num_texts = "labeling.samples", Account(), settings.completions_per_prompt
     items = [
         Item(
@@ -112,7 +120,7 @@ def make_samples(recipe: Recipe, settings: SamplesSettings, stage: StageRun) -> 
             model=sft.artifact_sha256,
         )
         for drawn in draw(
-            backbone, recipe, settings, account, num_texts=num_texts, noise=SAMPLE_NOISE, step=step
+            backbones, recipe, settings, account, num_texts=num_texts, noise=SAMPLE_NOISE, step=step
         )
     ]
     account.print("samples")
@@ -132,7 +140,7 @@ def make_samples(recipe: Recipe, settings: SamplesSettings, stage: StageRun) -> 
 
 
 def draw(
-    backbone: Backbone,
+    backbones: Sequence[Backbone],
     recipe: Recipe,
     settings: SamplerSettings,
     account: Account,
@@ -143,8 +151,11 @@ def draw(
 ) -> Iterator[Drawn]:
     """`num_texts` continuations of every prompt of the settings' sources that fits, in their order.
 
+    `backbones` are one model on one device or more, which share the prompts.
+
     `account` receives what became of the prompts; what is dropped or truncated here counts under `step`.
     """
+    backbone = backbones[0]
     check_room(step, settings.length, settings.sampling, context=backbone.max_length)
     prompts, read = read_prompts(settings.prompts, seed=recipe.run.seed, run_folder=recipe.run_folder)
     account.merge(read)
@@ -154,23 +165,42 @@ def draw(
         raise UserError("no prompt leaves room for a response", where=step, fix=fix)
     chunk = max(1, settings.sampling.batch_size * _BATCHES_AT_ONCE // num_texts)
     bar: Progress[int] = progress(len(fitting) * num_texts, step.partition(".")[2])
-    with bar:
-        for start in range(0, len(fitting), chunk):
-            part = fitting[start : start + chunk]
-            rollouts = sample(
-                backbone,
-                [ids for _, ids in part for _ in range(num_texts)],
-                role=REFERENCE,
-                settings=settings.sampling,
-                keys=[(noise, _number(prompt), n) for prompt, _ in part for n in range(num_texts)],
-                seed=recipe.run.seed,
-            )
-            texts = responses_text(backbone, rollouts, settings.sampling)
-            ended = rollouts.ended_B.tolist()
-            bar.update(len(texts))
-            for number, (prompt, _) in enumerate(part):
-                rows = slice(number * num_texts, (number + 1) * num_texts)
-                yield Drawn(prompt, tuple(texts[rows]), tuple(ended[rows]))
+
+    def written(model: Backbone, part: Sequence[tuple[Prompt, list[int]]]) -> list[Drawn]:
+        rollouts = sample(
+            model,
+            [ids for _, ids in part for _ in range(num_texts)],
+            role=REFERENCE,
+            settings=settings.sampling,
+            keys=[(noise, _number(prompt), n) for prompt, _ in part for n in range(num_texts)],
+            seed=recipe.run.seed,
+        )
+        texts, ended = responses_text(model, rollouts, settings.sampling), rollouts.ended_B.tolist()
+        rows = [slice(number * num_texts, (number + 1) * num_texts) for number in range(len(part))]
+        return [
+            Drawn(prompt, tuple(texts[own]), tuple(ended[own]))
+            for (prompt, _), own in zip(part, rows, strict=True)
+        ]
+
+    parts = [fitting[start : start + chunk] for start in range(0, len(fitting), chunk)]
+    with bar, ThreadPoolExecutor(len(backbones)) as pool:
+        for start in range(0, len(parts), len(backbones)):
+            for drawn in pool.map(written, backbones, parts[start : start + len(backbones)]):
+                bar.update(len(drawn) * num_texts)
+                yield from drawn
+
+
+def load_everywhere(
+    path: str | Path, run: RunSettings, *, settings: ModelSettings, revision: str | None = None
+) -> tuple[Backbone, ...]:
+    """The model on every CUDA device there is, or on the one device that `run` names."""
+    device = start_process(run)
+    devices = [device]
+    if device.type == "cuda" and device.index is None:
+        devices = [torch.device("cuda", number) for number in range(torch.cuda.device_count())]
+    return tuple(
+        Backbone.load(path, revision=revision, settings=settings, device=device) for device in devices
+    )
 
 
 def first_sentences(text: str, num: int) -> str | None:

@@ -14,7 +14,6 @@ import json
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Self
 
 from sqlalchemy import ColumnElement, and_, func, select, update
@@ -25,37 +24,12 @@ from labeling.database import Transaction
 from labeling.harmless import labeler_name
 from labeling.judgements import Judgement, Task
 from labeling.ledger import HELD, Event, Kind, record, work_of
-from labeling.project import Project, StoredItem, stored_item
-from labeling.tables import events, items, queue, work
+from labeling.project import Project, StoredItem, item_row, stored_item
+from labeling.tables import events, queue, work
+from labeling.workplace import Receipt, Standing
 from rlhf.errors import UserError
 
 MAX_REASON_CHARACTERS = 1000
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """A submission is in the database, for good."""
-
-    event_id: int
-    repeated: bool = False
-    """This submission had arrived before; nothing was added."""
-    late: bool = False
-    """Its lease had run out; it counts all the same."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How far a labeler is."""
-
-    submitted: int
-    skipped: int
-    submitted_here: int
-    seconds_here: float
-    """Working time of this session's submissions."""
-    num_items: int
-    """Items of the project, without gold and qualification items."""
-    num_full: int
-    """Those of them that have or are about to have all their labels."""
 
 
 class WorkingTime:
@@ -101,8 +75,7 @@ class Session:
     def next(self) -> Task | NoTask:
         """The labeler's next item, leased to this terminal; the same one until it is submitted or skipped."""
         with self.project.database.write() as transaction:
-            found = next_item(transaction, self._seat, self.policy)
-            return found if isinstance(found, NoTask) else self._task(transaction, found)
+            return self._next(transaction)
 
     def touch(self, task: Task) -> float:
         """Note a key press that changes nothing; returns the working seconds on this item so far."""
@@ -158,19 +131,25 @@ class Session:
         final = judgement.final(len(task.completions), self.policy)
         spent = self.touch(task) if seconds is None else seconds
         with self.project.database.write() as transaction:
-            before = select(events).where(events.c.submission == submission)
-            known = transaction.connection.execute(before).mappings().one_or_none()
-            if known is not None:
-                return self._repeated(known, task)
-            row = self._own(transaction, task.item_id)
-            shown = _shown(row)
-            late = row["state"] == "expired"
-            event = self._event("submitted", task.item_id, shown=shown, seconds=spent, submission=submission)
-            event.data.update(judgement=final.in_own_order(shown).to_json(), late=late, source="session")
-            number = record(transaction, event)
-        self._timers.pop(task.item_id, None)
-        self._submitted, self._seconds = self._submitted + 1, self._seconds + spent
-        return Receipt(number, late=late)
+            receipt = self._handed_in(transaction, task, final, submission, spent)
+        self._count(task, receipt, spent)
+        return receipt
+
+    def submit_and_next(
+        self, task: Task, judgement: Judgement, *, submission: str
+    ) -> tuple[Receipt, Task | NoTask]:
+        """`submit` and then `next`, as one transaction: the disk is waited for once.
+
+        Raises:
+            UserError: as `submit`.
+        """
+        final = judgement.final(len(task.completions), self.policy)
+        spent = self.touch(task)
+        with self.project.database.write() as transaction:
+            receipt = self._handed_in(transaction, task, final, submission, spent)
+            following = self._next(transaction)
+        self._count(task, receipt, spent)
+        return receipt, following
 
     def skip(self, task: Task, reason: str) -> None:
         """Hand the item back for good, with a reason.
@@ -178,7 +157,7 @@ class Session:
         Raises:
             UserError: no reason, or the item was never this labeler's.
         """
-        text = _reason(reason, "skip")
+        text = checked_reason(reason, "skip")
         seconds = self.touch(task)
         with self.project.database.write() as transaction:
             row = self._own(transaction, task.item_id)
@@ -193,7 +172,7 @@ class Session:
         Raises:
             UserError: no reason, or the item was never this labeler's.
         """
-        text = _reason(reason, "flag")
+        text = checked_reason(reason, "flag")
         self.touch(task)
         with self.project.database.write() as transaction:
             self._own(transaction, task.item_id)
@@ -239,9 +218,32 @@ class Session:
             num_full=num_full,
         )
 
+    def _next(self, transaction: Transaction) -> Task | NoTask:
+        found = next_item(transaction, self._seat, self.policy)
+        return found if isinstance(found, NoTask) else self._task(transaction, found)
+
+    def _handed_in(
+        self, transaction: Transaction, task: Task, final: Judgement, submission: str, spent: float
+    ) -> Receipt:
+        before = select(events).where(events.c.submission == submission)
+        known = transaction.connection.execute(before).mappings().one_or_none()
+        if known is not None:
+            return self._repeated(known, task)
+        row = self._own(transaction, task.item_id)
+        shown = _shown(row)
+        late = row["state"] == "expired"
+        event = self._event("submitted", task.item_id, shown=shown, seconds=spent, submission=submission)
+        event.data.update(judgement=final.in_own_order(shown).to_json(), late=late, source="session")
+        return Receipt(record(transaction, event), late=late)
+
+    def _count(self, task: Task, receipt: Receipt, spent: float) -> None:
+        if not receipt.repeated:
+            self._timers.pop(task.item_id, None)
+            self._submitted, self._seconds = self._submitted + 1, self._seconds + spent
+
     def _task(self, transaction: Transaction, item_id: int) -> Task:
-        row = transaction.connection.execute(select(items).where(items.c.id == item_id)).mappings().one()
-        item, mine = stored_item(row), work_of(transaction, item_id, self._seat.labeler_id)
+        item = stored_item(item_row(transaction.connection, item_id))
+        mine = work_of(transaction, item_id, self._seat.labeler_id)
         assert mine is not None
         shown = _shown(mine)
         self._timers[item_id] = WorkingTime(self.policy.idle_seconds, clock=self._clock)
@@ -335,7 +337,12 @@ def _draft(row: RowMapping, item: StoredItem) -> Judgement:
     return Judgement.from_json(json.loads(row["draft"]))
 
 
-def _reason(text: str, verb: str) -> str:
+def checked_reason(text: str, verb: str) -> str:
+    """The reason that somebody gives to skip or flag an item.
+
+    Raises:
+        UserError: it is empty or too long.
+    """
     reason = text.strip()
     if not reason:
         raise UserError(f"there is no reason to {verb} it", fix="Say in a few words why.")

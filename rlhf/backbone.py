@@ -102,24 +102,25 @@ class Backbone(nn.Module):
     def load(
         path: str | Path,
         *,
+        revision: str | None = None,
         settings: ModelSettings | None = None,
         device: torch.device | str = "cpu",
     ) -> "Backbone":
         """Load a causal language model, frozen, from a local folder or a hub id.
 
-        `settings` gives precision, attention and whether remote code is trusted; its `path` and `revision`,
-        which belong together, are not read.
+        `revision` is the hub's. `settings` gives precision, attention and whether remote code is trusted; its
+        own `path` and `revision`, which belong together, are not read.
 
         Raises:
             UserError: there is no such model, or it cannot be loaded.
         """
         quiet_transformers()
         options = load_options("fp32" if settings is None else settings.precision, device)
-        common: dict[str, Any] = {}
+        common: dict[str, Any] = {"revision": revision} if revision else {}
         if settings is not None:
             options["attn_implementation"] = settings.attention
             common["trust_remote_code"] = settings.trust_remote_code
-        check_model_path(path)
+        check_model_path(path, revision=revision)
         with loading("tokenizer", path):
             tokenizer = AutoTokenizer.from_pretrained(path, **common)
         with loading("model", path):

@@ -12,7 +12,7 @@ from labeling.items import Item
 from labeling.policy import Policy
 from labeling.project import NewItem, Project
 from labeling.screen.app import LabelerApp
-from labeling.session import Session
+from labeling.workplace import Workplace
 
 WAIT_SECONDS = 20.0
 
@@ -58,7 +58,7 @@ class Screen:
 
 
 @asynccontextmanager
-async def shown(session: Session, *, size: tuple[int, int] = (80, 24)) -> AsyncIterator[Screen]:
+async def shown(session: Workplace, *, size: tuple[int, int] = (80, 24)) -> AsyncIterator[Screen]:
     """The program with its first item on the screen."""
     app = LabelerApp(session)
     async with app.run_test(size=size) as pilot:
@@ -72,7 +72,7 @@ async def shown(session: Session, *, size: tuple[int, int] = (80, 24)) -> AsyncI
 
 
 def play(
-    session: Session,
+    session: Workplace,
     story: Callable[[Screen], Coroutine[Any, Any, None]],
     *,
     size: tuple[int, int] = (80, 24),

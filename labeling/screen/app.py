@@ -9,7 +9,7 @@ from textual.app import App
 
 from labeling.screen.desk import Desk, Report
 from labeling.screen.ranking import RankingScreen
-from labeling.session import Session
+from labeling.workplace import Workplace
 from rlhf.errors import UserError
 
 LAST_SECONDS = 5.0
@@ -23,7 +23,7 @@ class LabelerApp(App[None], inherit_bindings=False):
     CSS = "Screen { background: ansi_default; color: ansi_default; }"
     BINDINGS = [("ctrl+c,ctrl+q", "leave", "")]
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Workplace) -> None:
         super().__init__(ansi_color=True)
         self.session = session
         self.desk = Desk(session, self._deliver)
@@ -64,7 +64,7 @@ class LabelerApp(App[None], inherit_bindings=False):
             self.exit()
 
 
-def run_screen(session: Session) -> None:
+def run_screen(session: Workplace) -> None:
     """Work in the full screen until the labeler quits.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Literal
 from labeling.assignment import NoTask
 from labeling.database import StoreError
 from labeling.judgements import Judgement, Task
-from labeling.session import Receipt, Session, Standing
+from labeling.workplace import Standing, Workplace
 from rlhf.errors import UserError
 
 JobKind = Literal["next", "save", "submit", "skip", "flag", "undo"]
@@ -29,14 +29,15 @@ class Arrived:
     task: Task | NoTask
     standing: Standing
     undone: bool = False
+    late: bool = False
+    """Whether what was submitted before it came after its lease."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A call is through."""
+    """A call is through that brings nothing new."""
 
     kind: JobKind
-    receipt: Receipt | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class _Job:
 class Desk:
     """Takes jobs from the screen, and reports to it from its own thread by `deliver`."""
 
-    def __init__(self, session: Session, deliver: Callable[[Report], None]) -> None:
+    def __init__(self, session: Workplace, deliver: Callable[[Report], None]) -> None:
         self._session, self._deliver = session, deliver
         self._jobs: deque[_Job] = deque()
         self._changed = threading.Condition()
@@ -86,12 +87,14 @@ class Desk:
         self._put(_Job("save", call, task.item_id))
 
     def submit(self, task: Task, judgement: Judgement, submission: str) -> None:
+        """Hand in, and go on to the next item."""
+
         def call() -> Report:
             self._held = None
-            return Stored("submit", self._session.submit(task, judgement, submission=submission))
+            receipt, found = self._session.submit_and_next(task, judgement, submission=submission)
+            return self._arrived(found, late=receipt.late)
 
         self._put(_Job("submit", call))
-        self.next()
 
     def skip(self, task: Task, reason: str) -> None:
         def call() -> Report:
@@ -181,6 +184,8 @@ class Desk:
                 pause = min(2 * pause, LONGEST_PAUSE)
             except UserError as error:
                 self._deliver(Refused(job.kind, error, None))
+                if job.kind == "submit":  # the screen waits for an item: the same one again
+                    self.next()
                 return
             else:
                 if report is not None:
@@ -195,9 +200,11 @@ class Desk:
             self._hurry = False
 
     def _next(self) -> Report:
-        found = self._session.next()
+        return self._arrived(self._session.next())
+
+    def _arrived(self, found: Task | NoTask, *, late: bool = False) -> Arrived:
         self._held = found if isinstance(found, Task) else None
-        return Arrived(found, self._session.standing())
+        return Arrived(found, self._session.standing(), late=late)
 
     def _undo(self) -> Report | None:
         found = self._session.undo()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
+from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
@@ -18,7 +19,7 @@ Heading = Callable[[int, int], Strip]
 """Number of a text and the width → its heading."""
 
 GUTTER = 2
-PLAIN = Style()
+PLAIN, BOLD = Style(), Style(bold=True)
 
 
 class TextPane(Widget):
@@ -37,14 +38,16 @@ class TextPane(Widget):
         self._texts: tuple[str, ...] = ("",)
         self._document: Document | None = None
         self._width = 0
+        self._drawn: dict[int, Strip] = {}
+        self._strips: dict[tuple[str, bool, int], Strip] = {}
         self.top = 0
         self.mark: int | None = None
         """The text whose gutter is drawn, to show that it is the one in focus."""
 
     def show(self, texts: tuple[str, ...]) -> None:
-        """Replace the texts, from the top."""
+        """Replace the texts, from the top; `redraw` shows them."""
         self._texts, self._document, self.top = texts, None, 0
-        self.refresh()
+        self._strips.clear()
 
     @property
     def document(self) -> Document:
@@ -68,14 +71,14 @@ class TextPane(Widget):
         """Scroll by so many rows, up if negative."""
         self.document.reach(self.top + min(rows, 0), self.top + max(rows, 0) + self.size.height)
         self.top = self._clamped(self.top + rows)
-        self.refresh()
+        self.redraw()
         self.post_message(self.Scrolled(self))
 
     def page(self, direction: int) -> None:
         self.scroll_rows(direction * max(1, self.size.height - 2))
 
     def reveal(self, number: int) -> None:
-        """Scroll as little as shows the whole text, or its beginning if it is longer than the pane."""
+        """Go as little up or down as brings the whole text into sight, or its beginning if it is longer."""
         document, height = self.document, self.size.height
         start, end = document.start(number), document.end(number)
         if end - start >= height or start < self.top:
@@ -83,7 +86,6 @@ class TextPane(Widget):
         elif end > self.top + height:
             self.top = end - height
         self.top = self._clamped(self.top)
-        self.refresh()
 
     def shows(self, number: int) -> bool:
         """Whether anything of a text below its heading is in sight."""
@@ -104,18 +106,48 @@ class TextPane(Widget):
     def rows_below(self) -> int:
         return max(0, self.document.height - self.top - self.size.height)
 
-    def render_line(self, y: int) -> Strip:
+    def redraw(self) -> None:
+        """Draw the rows that are not as they were drawn last."""
+        width, _ = self.size
+        changed = [y for y, strip in enumerate(self._rows()) if self._drawn.get(y) != strip]
+        if changed:
+            self.refresh(*(Region(0, y, width, 1) for y in changed))
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        """Rows as they are, without the framework's borders, padding and opacity, which no pane has.
+
+        They would make a frame of a large terminal twice as dear.
+        """
+        rows, filters, (_, background) = self._rows(), self.get_line_filters(), self.background_colors
+        found = []
+        for y in crop.line_range:
+            strip = self._drawn[y] = rows[y]
+            for line_filter in filters:
+                strip = strip.apply_filter(line_filter, background)
+            found.append(strip.crop(crop.x, crop.right))
+        return found
+
+    def _rows(self) -> list[Strip]:
+        """All rows of the pane as they should be."""
+        document, (width, height) = self.document, self.size
+        rows = []
+        for position in range(self.top, min(self.top + height, document.height)):
+            number, row = document.locate(position)
+            if row == 0 or position == self.top:
+                rows.append(self._heading(number, width))
+            else:
+                rows.append(self._text_row(number, row, width))
+        return rows + [Strip.blank(width)] * (height - len(rows))
+
+    def _text_row(self, number: int, row: int, width: int) -> Strip:
         """One row: its text as it is, in one segment, so that nothing in it is ever markup."""
-        width, document = self.size.width, self.document
-        position = self.top + y
-        if position >= document.height:
-            return Strip.blank(width)
-        number, row = document.locate(position)
-        if y == 0 or row == 0:
-            return self._heading(number, width)
-        gutter = "▌ " if number == self.mark else "  "
-        segments = [Segment(gutter, Style(bold=True)), Segment(document.row(number, row), PLAIN)]
-        return Strip(segments).adjust_cell_length(width, PLAIN)
+        assert self._document is not None
+        text, marked = self._document.row(number, row), number == self.mark
+        key = (text, marked, width)
+        if key not in self._strips:
+            segments = [Segment("▌ " if marked else "  ", BOLD), Segment(text, PLAIN)]
+            self._strips[key] = Strip(segments).adjust_cell_length(width, PLAIN)
+        return self._strips[key]
 
     def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
         event.stop()

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rich.segment import Segment
-from rich.style import Style
 from textual.app import ComposeResult
 from textual.containers import Container
 from textual.message import Message
@@ -16,16 +15,23 @@ from labeling.assignment import NoTask
 from labeling.harmless import harmless_line
 from labeling.judgements import MAX_NOTE_CHARACTERS
 from labeling.screen import keys
-from labeling.screen.ballot import Ballot, rank_sign
-from labeling.screen.bars import BAD, BOLD, DIM, FOCUS, GOOD, OPEN, PLAIN, TROUBLE, Bar, Question, fill
+from labeling.screen.ballot import Ballot
+from labeling.screen.bars import BOLD, DIM, OPEN, Bar, Question, fill
 from labeling.screen.desk import Arrived, Desk, Lost, Refused, Report, Stored
+from labeling.screen.lines import answer_title, hints, message_line, rank_line, status_line, trouble_line
 from labeling.screen.pane import TextPane
-from labeling.session import MAX_REASON_CHARACTERS, Session, Standing, new_submission
+from labeling.session import MAX_REASON_CHARACTERS, new_submission
+from labeling.testimony import testimony
+from labeling.workplace import Standing, Workplace
 from rlhf.chat import prompt_text
 from rlhf.errors import UserError
 from rlhf.records import FAILED, Rank
 
 MIN_COLUMNS, MIN_ROWS = 40, 12
+PATIENCE_SECONDS = 0.15
+"""How long the next item may take to come before the screen says that it is on its way."""
+PANES = ("Prompt", "Labels")
+"""What stands in the pane beside the answers; labels only for whoever decides on them."""
 WIDE_COLUMNS = 120
 """From here on the prompt stands beside the answers."""
 
@@ -72,14 +78,14 @@ class RankingScreen(Screen[None], inherit_bindings=False):
             super().__init__()
             self.report = report
 
-    def __init__(self, session: Session, desk: Desk) -> None:
+    def __init__(self, session: Workplace, desk: Desk) -> None:
         super().__init__()
         self._session, self._desk = session, desk
         self._ballot: Ballot | None = None
         self._standing: Standing | None = None
         self._nothing: NoTask | None = None
         self._asking: Asking | None = None
-        self._scoring = self._warned = False
+        self._scoring = self._warned = self._hurrying = False
         self._trouble: Refused | None = None
         self._said = ""
 
@@ -99,7 +105,10 @@ class RankingScreen(Screen[None], inherit_bindings=False):
             self.query_one("#prompt", TextPane),
             self.query_one("#answers", TextPane),
         )
-        self._message, self._question = self.query_one("#message", Bar), self.query_one(Question)
+        self._status, self._message, self._ranks, self._keys = (
+            self.query_one(f"#{name}", Bar) for name in ("status", "message", "ranks", "keys")
+        )
+        self._small, self._question = self.query_one("#small", Bar), self.query_one(Question)
         self._say("Fetching the first item …")
         self._desk.next()
 
@@ -114,17 +123,17 @@ class RankingScreen(Screen[None], inherit_bindings=False):
                 return  # as it should be: there is nothing to draw
             case Stored():
                 self._trouble = None
-                if report.receipt is not None and report.receipt.late:
-                    self._say("That was late, and counts all the same")
             case Lost():
                 if self._ballot is not None and self._ballot.task.item_id == report.item_id:
                     self._say("This item is open elsewhere now, or its time ran out; submit it all the same")
             case Refused():
+                self._hurrying = False
                 self._refused(report)
         self._draw()
 
     def _arrived(self, arrived: Arrived) -> None:
         self._trouble, self._standing, self._said = None, arrived.standing, ""
+        self._hurrying = False
         self._close_question()
         self.remove_class("-whole-prompt")
         self._nothing = arrived.task if isinstance(arrived.task, NoTask) else None
@@ -134,9 +143,11 @@ class RankingScreen(Screen[None], inherit_bindings=False):
             self._answers.show(("Enter looks again, u takes the last submission back, q quits.",))
         else:
             self._ballot = Ballot(arrived.task, self._session.policy)
-            self._prompt.show((prompt_text(arrived.task.prompt),))
+            self._prompt.show((prompt_text(arrived.task.prompt), *testimony(arrived.task)))
             self._answers.show(arrived.task.completions)
-            if arrived.undone:
+            if arrived.late:
+                self._say("That was late, and counts all the same")
+            elif arrived.undone:
                 self._say("Taken back; this is what you had said")
             elif self._ballot.judgement != type(self._ballot.judgement).empty(self._ballot.size):
                 self._say("You were here before: this is what you had entered")
@@ -221,7 +232,6 @@ class RankingScreen(Screen[None], inherit_bindings=False):
     def action_prompt(self) -> None:
         self.toggle_class("-whole-prompt")
         self._lay_out()
-        self._draw()
 
     def action_submit(self) -> None:
         if self._trouble is not None:
@@ -238,10 +248,8 @@ class RankingScreen(Screen[None], inherit_bindings=False):
                 self._complain(error)
                 self._focus_moved()
                 return
-            self._ballot = None  # keys that follow wait for the next item to be seen
             self._desk.submit(ballot.task, final, new_submission())
-            self._say("Storing …")
-        self._draw()
+            self._wait_for_next()
 
     def action_undo(self) -> None:
         ballot = self._ballot
@@ -251,7 +259,6 @@ class RankingScreen(Screen[None], inherit_bindings=False):
             self._say("Undone")
         elif ballot is not None or self._nothing is not None:
             self._desk.undo()
-        self._draw()
 
     def action_skip(self) -> None:
         self._ask("Skip, because: ", self._skip, limit=MAX_REASON_CHARACTERS)
@@ -259,8 +266,18 @@ class RankingScreen(Screen[None], inherit_bindings=False):
     def _skip(self, reason: str) -> None:
         assert self._ballot is not None
         self._desk.skip(self._ballot.task, reason)
-        self._ballot = None
+        self._wait_for_next()
+
+    def _wait_for_next(self) -> None:
+        """Take no keys until the next item is in sight; leave this one there while nobody notices."""
+        self._ballot, self._hurrying = None, True
         self._say("Storing …")
+        self.set_timer(PATIENCE_SECONDS, self._explain_waiting)
+
+    def _explain_waiting(self) -> None:
+        if self._hurrying:
+            self._hurrying = False
+            self._draw()
 
     def action_flag(self) -> None:
         self._ask("Wrong with this item: ", self._flag, limit=MAX_REASON_CHARACTERS)
@@ -290,7 +307,6 @@ class RankingScreen(Screen[None], inherit_bindings=False):
     def action_leave(self) -> None:
         if self._trouble is not None and not self._warned:
             self._warned = True
-            self._draw()
         else:
             self.app.exit()
 
@@ -300,7 +316,6 @@ class RankingScreen(Screen[None], inherit_bindings=False):
             if asking.typed is not None:
                 asking.typed(asking.before)
             self._close_question()
-            self._draw()
 
     # Questions.
 
@@ -350,7 +365,11 @@ class RankingScreen(Screen[None], inherit_bindings=False):
 
     def on_resize(self) -> None:
         self._lay_out()
-        self.call_after_refresh(self._focus_moved)
+        self.call_after_refresh(self._resized)
+
+    def _resized(self) -> None:
+        self._focus_moved()
+        self._draw()
 
     def on_text_pane_scrolled(self, message: TextPane.Scrolled) -> None:
         """The focus follows the eye: keys are never about an answer out of sight."""
@@ -379,7 +398,6 @@ class RankingScreen(Screen[None], inherit_bindings=False):
             self._answers.mark = self._ballot.focus
             if not self.has_class("-whole-prompt"):
                 self._answers.reveal(self._ballot.focus)
-        self._draw()
 
     def _lay_out(self) -> None:
         """Give the prompt the rows that it needs, up to a quarter of the screen."""
@@ -391,7 +409,7 @@ class RankingScreen(Screen[None], inherit_bindings=False):
         else:
             self._prompt.styles.height = max(2, min(self._prompt.rows_wanted(width), height // 4))
         text = f"Make it {MIN_COLUMNS}×{MIN_ROWS}: {width}×{height} is too small. Nothing is lost."
-        self.query_one("#small", Bar).show([Segment(text, BOLD)])
+        self._small.show([Segment(text, BOLD)])
 
     def _say(self, text: str) -> None:
         self._said = text
@@ -400,77 +418,32 @@ class RankingScreen(Screen[None], inherit_bindings=False):
         self._say(" ".join(part for part in (f"{error.what}.", error.fix) if part))
 
     def _draw(self) -> None:
-        self.query_one("#status", Bar).show(*self._status())
+        """Show what has changed; nothing while the next item is about to come."""
+        if self._hurrying:
+            return
+        self._status.show(*status_line(self._session.labeler, self._standing, self._ballot))
         if self._asking is None:
-            self._message.show(self._message_line())
-        self.query_one("#ranks", Bar).show(self._rank_line())
-        self.query_one("#keys", Bar).show([Segment(self._hints(), DIM)])
-        self._prompt.refresh()
-        self._answers.refresh()
+            if self._trouble is not None:
+                self._message.show(trouble_line(self._trouble, warned=self._warned))
+            else:
+                self._message.show(message_line(self._said, self._ballot))
+        self._ranks.show(rank_line(self._ballot))
+        self._keys.show(hints(self._ballot))
+        self._prompt.redraw()
+        self._answers.redraw()
 
-    def _status(self) -> tuple[list[Segment], str]:
-        standing, name = self._standing, harmless_line(self._session.labeler)
-        if standing is None:
-            return [Segment(f" {name}", BOLD)], ""
-        pace = ""
-        if standing.submitted_here:
-            pace = f", {standing.seconds_here / standing.submitted_here:.0f} s each"
-        item = f" · item {self._ballot.task.item_id}" if self._ballot is not None else ""
-        left = [Segment(f" {name}", BOLD), Segment(f"{item} · {standing.submitted:,} done{pace}", PLAIN)]
-        return left, f"{standing.num_full:,} of {standing.num_items:,} items full "
-
-    def _message_line(self) -> list[Segment]:
-        if self._trouble is not None:
-            what = harmless_line(self._trouble.error.what)
-            if self._warned:
-                return [Segment(f" Not stored: {what}. q again quits all the same ", TROUBLE)]
-            return [Segment(f" Not stored yet, trying again: {what}. Enter tries now ", TROUBLE)]
-        if self._said:
-            return [Segment(f" {harmless_line(self._said)}", BOLD)]
-        if self._ballot is not None and self._ballot.judgement.note:
-            return [Segment(" Note: ", BOLD), Segment(harmless_line(self._ballot.judgement.note))]
-        return []
-
-    def _rank_line(self) -> list[Segment]:
-        ballot = self._ballot
-        if ballot is None:
-            return []
-        found = [Segment(" ", PLAIN)]
-        for number, rank in enumerate(ballot.judgement.ranks):
-            style = FOCUS if number == ballot.focus else _style(rank)
-            score = ballot.judgement.scores[number] if ballot.judgement.scores else None
-            quality = "" if score is None else f"/{score}"
-            found += [Segment(f" {number + 1}:{rank_sign(rank)}{quality} ", style), Segment(" ", PLAIN)]
-        return found
-
-    def _hints(self) -> str:
-        if self._ballot is None:
-            return " Enter look again   u undo   ? help   q quit"
-        top = self._ballot.size
-        return f" 1-{top} rank  f failed  ← → answer  ↑ ↓ scroll  u undo  Enter submit  ? help"
-
-    def _prompt_heading(self, _: int, width: int) -> Strip:
+    def _prompt_heading(self, number: int, width: int) -> Strip:
         more = self._prompt.rows_below
         whole = self.has_class("-whole-prompt")
         right = " p: back to the answers " if whole else f" {more} more rows: p " if more else ""
-        title = " Nothing to do " if self._nothing is not None else " Prompt "
+        right = right if number == self._prompt.first_visible else ""
+        title = " Nothing to do " if self._nothing is not None else f" {PANES[number]} "
         return Strip(fill([Segment("──", DIM), Segment(title, BOLD)], right, width, "─"))
 
     def _answer_heading(self, number: int, width: int) -> Strip:
         ballot = self._ballot
         if ballot is None or number >= ballot.size:
             return Strip(fill([], "", width, "─"))
-        rank, focused = ballot.judgement.ranks[number], number == ballot.focus
-        score = ballot.judgement.scores[number] if ballot.judgement.scores else None
-        words = "no rank" if rank is None else "failed" if rank == FAILED else rank_sign(rank)
-        said = f" {words}{'' if score is None else f', quality {score}'} "
-        title = f" Answer {number + 1} "
-        left = [Segment("▶ " if focused else "──", BOLD if focused else DIM)]
-        left += [Segment(title, FOCUS if focused else BOLD), Segment(said, _style(rank))]
         below = self._answers.rows_below
         right = f" {below} rows below " if number == self._answers.first_visible and below else ""
-        return Strip(fill(left, right, width, "─"))
-
-
-def _style(rank: Rank | None) -> Style:
-    return OPEN if rank is None else BAD if rank == FAILED else GOOD
+        return Strip(fill(answer_title(ballot, number), right, width, "─"))

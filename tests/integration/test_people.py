@@ -16,10 +16,11 @@ from labeling.__main__ import main
 from labeling.project import Project
 from rlhf.artifacts import require
 from rlhf.errors import run_command
+from tests.terminals import terminal
 
 pytestmark = pytest.mark.slow
 
-NUM_PROMPTS = 24
+NUM_PROMPTS = 6
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +56,21 @@ def test_the_whole_way(
     for name, error_rate in (("bo", "0.0"), ("cy", "0.2")):
         options = ["--labeler", name, "--scorer", scorer, "--error-rate", error_rate]
         assert main(["simulate", "--project", project, *options]) == 0
-    monkeypatch.setattr(sys, "stdin", io.StringIO("1 2 3\n" * NUM_PROMPTS))
-    assert main(["rank", "--project", project, "--labeler", "ann", "--plain"]) == 0
+    with terminal("rank", "--project", project, "--labeler", "ann") as screen:
+        for done in range(NUM_PROMPTS):
+            screen.until_shown(f"· {done} done")
+            screen.press("1", "2", "f")
+            screen.until_shown("All ranked")
+            screen.press("Enter")
+        screen.until_shown("Nothing is left for you")
+        screen.press("q")
+        screen.until_shown("status=0")
     capsys.readouterr()
     assert main(["status", "--project", project, "--json"]) == 0
     status = json.loads(capsys.readouterr().out)
     assert status["items_done"] == status["items"] == NUM_PROMPTS
     assert [labeler["submitted"] for labeler in status["labelers"]] == [NUM_PROMPTS] * 3
+    assert status["agreement"]["krippendorff_nominal"] is not None
     assert len(status["strengths"]) == 2
     assert main(["export", "--project", project, "--to", str(home / "labels")]) == 0
     manifest = str(home / "labels" / "manifest.json")

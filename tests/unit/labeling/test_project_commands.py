@@ -294,7 +294,7 @@ def test_a_mistake_is_named_and_nothing_is_made(
             ["adjudicate", "--project", "p", "--item", "1", "--ranks", "1 2", "--labeler", "e"],
             "2 ranks for 3",
         ),
-        (["adjudicate", "--project", "p", "--item", "1"], "needs ranks and a name"),
+        (["adjudicate", "--project", "p", "--item", "1"], "needs an item, ranks and a name"),
         (["export", "--project", "p", "--to", "out"], "no item has enough labels"),
         (["token", "--project", "p", "--labeler", "a\nb"], "cannot be seen"),
     ],

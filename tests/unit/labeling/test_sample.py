@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from labeling.__main__ import main
 from labeling.config import SamplesSettings
 from labeling.sample import Drawn, draw, first_sentences
 from rlhf.accounts import Account
@@ -31,7 +32,9 @@ def test_a_text_is_cut_where_its_last_sentence_ends(text: str, num: int, expecte
     assert first_sentences(text, num) == expected
 
 
-def drawn(folder: Path, prompts: list[str], *, num_texts: int = 3, **settings: object) -> list[Drawn]:
+def drawn(
+    folder: Path, prompts: list[str], *, num_texts: int = 3, num_devices: int = 1, **settings: object
+) -> list[Drawn]:
     path = folder / "prompts.jsonl"
     path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
     recipe = Recipe(
@@ -43,9 +46,8 @@ def drawn(folder: Path, prompts: list[str], *, num_texts: int = 3, **settings: o
     )
     values = {"sampling": SamplingSettings(max_response_tokens=8, batch_size=4), **settings}
     samples = SamplesSettings.model_validate({"prompts": [SourceSettings(path=str(path))], **values})
-    found = draw(
-        small_backbone(), recipe, samples, Account(), num_texts=num_texts, noise=7, step="labeling.samples"
-    )
+    models = [small_backbone() for _ in range(num_devices)]
+    found = draw(models, recipe, samples, Account(), num_texts=num_texts, noise=7, step="labeling.samples")
     return list(found)
 
 
@@ -71,6 +73,11 @@ def test_more_texts_of_a_prompt_begin_with_the_same_ones(tmp_path: Path) -> None
     assert few.texts == many.texts[:2]
 
 
+def test_several_devices_share_the_prompts_and_write_the_same_texts(tmp_path: Path) -> None:
+    prompts = [f"w{n} w{n + 1}" for n in range(40)]
+    assert drawn(tmp_path, prompts, num_devices=3) == drawn(tmp_path, prompts)
+
+
 def test_a_prompt_without_room_is_an_error_or_is_counted(tmp_path: Path) -> None:
     prompts = ["w1", "w1 " * 30]
     with pytest.raises(UserError, match="over_length"):
@@ -79,3 +86,24 @@ def test_a_prompt_without_room_is_an_error_or_is_counted(tmp_path: Path) -> None
     assert [each.prompt.prompt for each in kept] == ["w1"]
     with pytest.raises(UserError, match="no prompt leaves room"):
         drawn(tmp_path, prompts[1:], length={"max_tokens": 20, "over_length": "drop"})
+
+
+def test_demonstrations_come_from_the_revision_that_the_recipe_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def load(path: str, *, revision: str | None, **_: object) -> None:
+        asked.append((path, revision))
+        raise UserError("no hub answers")
+
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "once"}\n')
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"run: {{folder: {tmp_path}}}\nmodel: {{path: owner/name, revision: v1}}\n"
+        f"labeling: {{demonstrations: {{prompts: [{{path: {tmp_path}/prompts.jsonl}}]}}}}\n"
+    )
+    monkeypatch.setattr("rlhf.backbone.Backbone.load", load)
+    with pytest.raises(UserError, match="no hub answers"):
+        main(["demonstrations", "--config", str(recipe)])
+    assert asked == [("owner/name", "v1")]

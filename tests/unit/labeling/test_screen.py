@@ -340,7 +340,7 @@ def test_what_the_database_refuses_is_said_and_sent_again_under_the_same_name(
     monkeypatch.setattr("labeling.screen.desk.FIRST_PAUSE", 60.0)
     project = new()
     tried: list[str] = []
-    real = Session.submit
+    real = Session.submit_and_next
 
     def failing(self: Session, task: Task, judgement: Judgement, *, submission: str) -> object:
         tried.append(submission)
@@ -349,7 +349,7 @@ def test_what_the_database_refuses_is_said_and_sent_again_under_the_same_name(
             raise StoreError("the database refuses (gone away)")
         return receipt
 
-    monkeypatch.setattr(Session, "submit", failing)
+    monkeypatch.setattr(Session, "submit_and_next", failing)
 
     async def story(screen: Screen) -> None:
         await screen.press("1", "2", "3")
