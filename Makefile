@@ -17,6 +17,7 @@
 ##   CLEAN=1  throw away what the stage has already made, and start it again
 ##   BENCH    what the `make bench` targets are told: BENCH="ppo-real --rounds 1" [nothing]
 ##   TESTS    what `make test` passes to pytest: TESTS="tests/unit -k config" [all tests]
+##   JOBS     processes that `make test` spreads the files of tests over [one a core, 4 at most]
 ##   VENV     the virtual environment to make and use; VENV=none: use PYTHON as it is [.venv]
 ##   PYTHON   the Python that makes the environment, or that VENV=none uses [python3]
 
@@ -36,6 +37,7 @@ TOKENS =
 CLEAN =
 BENCH =
 TESTS =
+JOBS = auto
 VENV ?= .venv
 PYTHON ?= python3
 
@@ -159,7 +161,7 @@ types: install ## mypy, strict
 	$(python) -m mypy
 
 test: install ## run the tests
-	$(python) -m pytest $(TESTS)
+	$(python) -m pytest -n $(call quoted,$(JOBS)) --maxprocesses 4 --dist loadfile $(TESTS)
 
 format: install ## mend formatting, and what ruff can mend by itself
 	$(python) -m ruff check --fix .

@@ -17,6 +17,11 @@ RACES = ("ppo-fixed", "ppo-real", "ppo-memory", "reward")
 
 def main(argv: Sequence[str]) -> int:
     arguments = parser().parse_intermixed_args(argv)
+    for name, least in (("rounds", 1), ("iterations", 1), ("threads", 1), ("steps", 0)):
+        if getattr(arguments, name) < least:
+            raise UserError(
+                f"must be at least {least}", where=f"--{name}", fix="Leave it out for the default."
+            )
     races = arguments.races or list(RACES)
     for race in races:
         if race not in RACES:
@@ -65,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--iterations", type=int, default=2, help="counted PPO iterations in a start [2]")
     made.add_argument("--steps", type=int, default=0, help="reward: optimizer steps at most [all]")
     made.add_argument("--shapes", nargs="+", metavar="SHAPE", help=f"{', '.join(SHAPES)} [the race's own]")
-    made.add_argument("--completions", nargs="+", type=int, metavar="K", help="reward: 2, 4, 9 [all]")
+    made.add_argument(
+        "--completions", nargs="+", type=int, choices=[2, 4, 9], help="reward: of a prompt [all]"
+    )
     made.add_argument(
         "--layers", nargs="+", choices=["all layers", "top half"], help="where adapters sit [both]"
     )

@@ -7,7 +7,7 @@ tokens get none. Both racers load the same weights, and the trick costs neither 
 """
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -27,20 +27,7 @@ _NEVER_NATS = 30.0
 def write_base_model(folder: Path, shape: Shape, *, eos_hazard: float, seed: int = 0) -> None:
     """Save the model, its tokenizer (one token a word, `w0`, `w1`, …) and generation settings."""
     quiet_transformers()
-    config = LlamaConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_heads,
-        max_position_embeddings=shape.max_length,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        pad_token_id=PAD,
-        tie_word_embeddings=False,
-        initializer_range=0.05,
-    )
+    config = llama_config(shape, bos_token_id=BOS, eos_token_id=EOS, pad_token_id=PAD, initializer_range=0.05)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config).eval()
@@ -52,9 +39,25 @@ def write_base_model(folder: Path, shape: Shape, *, eos_hazard: float, seed: int
     word_tokenizer(shape.vocab_size).save_pretrained(folder)
 
 
-def word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """One token a word, the special tokens first."""
-    words = [*SPECIALS, *(f"w{i}" for i in range(vocab_size - len(SPECIALS)))]
+def llama_config(shape: Shape, **others: Any) -> LlamaConfig:
+    """The configuration of a Llama whose output head is not its embedding."""
+    return LlamaConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        num_key_value_heads=shape.num_kv_heads or shape.num_heads,
+        max_position_embeddings=shape.max_length,
+        tie_word_embeddings=False,
+        **others,
+    )
+
+
+def word_tokenizer(vocab_size: int, *, eos_last: bool = False) -> PreTrainedTokenizerFast:
+    """One token a word, the special tokens first; with `eos_last`, EOS is an id that no row of a head has."""
+    first = [token for token in SPECIALS if not (eos_last and token == "<eos>")]
+    words = first + [f"w{i}" for i in range(vocab_size - len(first))] + ["<eos>"] * eos_last
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.Fuse()

@@ -13,11 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
+from benchmarks.base_model import llama_config, word_tokenizer
 from benchmarks.gpu_plan import Case, LlamaShape
 from benchmarks.workloads import lora_values
 from ppo.config import PPOSettings
@@ -41,19 +41,7 @@ def random_base(shape: LlamaShape, precision: Precision, *, device: str, seed: i
     """
     quiet_transformers()
     options = load_options(precision, device)
-    config = LlamaConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.num_heads,
-        num_key_value_heads=shape.num_kv_heads,
-        max_position_embeddings=shape.max_length,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-        tie_word_embeddings=False,
-    )
+    config = llama_config(shape, bos_token_id=None, eos_token_id=None, pad_token_id=None)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(
             config, dtype=options["dtype"], attn_implementation="sdpa"
@@ -67,17 +55,7 @@ def random_base(shape: LlamaShape, precision: Precision, *, device: str, seed: i
     settle(model)
     name = f"random {shape.name}"
     settings = ModelSettings(path=name, precision=precision)
-    return Backbone(model, endless_tokenizer(shape.vocab_size), name, model_settings=settings)
-
-
-def endless_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """One token a word for `vocab_size` ids, and an EOS after the last of them."""
-    words = ["<pad>", "<bos>", "<unk>", *(f"w{i}" for i in range(vocab_size - _FIRST_WORD)), "<eos>"]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.decoder = decoders.Fuse()
-    names = {"pad_token": "<pad>", "bos_token": "<bos>", "unk_token": "<unk>", "eos_token": "<eos>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+    return Backbone(model, word_tokenizer(shape.vocab_size, eos_last=True), name, model_settings=settings)
 
 
 def random_prompts(shape: LlamaShape, lengths: list[int], *, seed: int) -> PromptSet:

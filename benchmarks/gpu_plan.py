@@ -15,9 +15,7 @@ Status = Literal["done", "failed", "out of memory", "out of time", "left out"]
 
 
 class LlamaShape(Shape):
-    """A Llama model whose output head is not its embedding."""
-
-    num_kv_heads: int
+    """A Llama model of a size that is known, so that what it must read and hold can be counted."""
 
     @property
     def kv_width(self) -> int:

@@ -115,7 +115,7 @@ class CurvePoint(Record):
     figures: dict[str, float]
     """Everything that the evaluator says of these responses."""
     golds: list[float] = []
-    """Gold score of the response to every held-out prompt, in the same order at every point of every racer."""
+    """Gold score of the response to every held-out prompt, in the same order at every point."""
     kls_nats: list[float] = []
     """Summed k1 of the same responses: their mean is `kl_nats`."""
 

@@ -72,10 +72,9 @@ class LearningOptions:
         if model.path is None:
             assert model.scratch is not None
             return model.scratch.num_layers
-        from transformers import AutoConfig
+        from plan.model import read_config
 
-        config: Any = AutoConfig.from_pretrained(model.path, revision=model.revision)
-        return int(config.get_text_config().num_hidden_layers)
+        return int(read_config(model).get_text_config().num_hidden_layers)
 
 
 def layer_overrides(layers: Layers, num_layers: int) -> list[str]:

@@ -1,11 +1,12 @@
-"""The learning race in figures: when a gain was reached, and the gold score at equal KL."""
+"""The learning race in figures: when a gain was reached, and how much gold the same KL bought."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.frontier import compare_frontiers
 from benchmarks.jobs import Curve, CurvePoint
 from benchmarks.report import machine_line, table
-from benchmarks.statistics import first_crossing, value_at
+from benchmarks.statistics import first_crossing
 
 SHARES = (0.5, 0.9)
 """Shares of the peer's final gain whose time is taken."""
@@ -27,7 +28,7 @@ def summarize_learning(curves: Sequence[Curve], pairs: Sequence[tuple[str, str]]
 
 
 def compare(ours: Curve, peer: Curve) -> dict[str, Any]:
-    """When each reached the shares of the peer's final gain, and gold where both KLs are equal."""
+    """When each reached the shares of the peer's final gain, and gold over the KL that both have reached."""
     start = peer.points[0].gold
     gain = peer.points[-1].gold - start
     reached = []
@@ -45,22 +46,8 @@ def compare(ours: Curve, peer: Curve) -> dict[str, Any]:
         "seed": ours.seed,
         "peer_gain": gain,
         "reached": reached,
-        "equal_kl": equal_kl(ours, peer),
+        "equal_kl": compare_frontiers(ours, peer),
     }
-
-
-def equal_kl(ours: Curve, peer: Curve) -> dict[str, float | None]:
-    """Gold of both at the largest KL that both have reached; each where its KL first reached it.
-
-    A curve's KL need not rise all the time: the first crossing in iterations is taken, and gold there.
-    """
-    kl = min(max(p.kl_nats for p in curve.points) for curve in (ours, peer))
-    values: dict[str, float | None] = {"kl_nats": kl}
-    for name, curve in (("ours", ours), ("peer", peer)):
-        when = first_crossing([(float(p.iteration), p.kl_nats) for p in curve.points], kl)
-        golds = [(float(p.iteration), p.gold) for p in curve.points]
-        values[f"{name}_gold"] = None if when is None else value_at(golds, when)
-    return values
 
 
 def learning_markdown(report: Mapping[str, Any]) -> str:
@@ -92,7 +79,15 @@ def learning_markdown(report: Mapping[str, Any]) -> str:
         for row in pair["reached"]
     ]
     equal = [
-        [pair["ours"], pair["peer"], str(pair["seed"]), *(_number(each[key]) for key in _EQUAL_KL)]
+        [
+            pair["ours"],
+            pair["peer"],
+            str(pair["seed"]),
+            f"0 to {each['kl_nats']:.2f}",
+            f"{each['ours_gold']:.3f}",
+            f"{each['peer_gold']:.3f}",
+            f"{each['difference']:+.3f}{_interval(each['interval'])}",
+        ]
         for pair in report["pairs"]
         for each in [pair["equal_kl"]]
     ]
@@ -105,12 +100,12 @@ def learning_markdown(report: Mapping[str, Any]) -> str:
     if reached:
         columns = ["ours", "peer", "seed", "of the peer's gain", "CPU s: ours / peer", "wall s", "samples"]
         parts.append(table(columns, reached))
-        parts.append(table(["ours", "peer", "seed", "at equal KL, nats", "gold, ours", "gold, peer"], equal))
+        parts.append(table(_EQUAL_KL, equal))
     differences = "\n".join(f"- {line}" for line in report["differences"])
     return "\n\n".join([*parts, f"What still differs:\n\n{differences}"]) + "\n"
 
 
-_EQUAL_KL = ("kl_nats", "ours_gold", "peer_gold")
+_EQUAL_KL = ["ours", "peer", "seed", "over KL, nats", "mean gold, ours", "mean gold, peer", "ours − peer"]
 
 
 def _end(curve: Curve) -> dict[str, Any]:
@@ -135,5 +130,5 @@ def _short(value: float | None) -> str:
     return "never" if value is None else f"{value:,.0f}"
 
 
-def _number(value: float | None) -> str:
-    return "never" if value is None else f"{value:.3f}"
+def _interval(bounds: Sequence[float] | None) -> str:
+    return "" if bounds is None else f" [{bounds[0]:+.3f}, {bounds[1]:+.3f}]"

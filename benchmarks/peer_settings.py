@@ -32,11 +32,15 @@ PPO_DIFFERENCES = (
     "Masks: the peer derives them from the pad token; ours carries them.",
     "Optimizer: AdamW with eps 1e-5 and no weight decay in both; the peer's is torch's fused one, its "
     "default.",
-    "Fixed length: the base that both load gives EOS and padding probability 1e-13, and the peer gets "
-    "no stop token; nothing is suppressed while sampling.",
     "Prompts: the same set, in each racer's own random order.",
 )
 """What still differs between the racers in PPO, for the report."""
+
+FIXED_LENGTH_DIFFERENCES = (
+    "Fixed length: the base that both load gives EOS and padding probability 1e-13, and the peer gets "
+    "no stop token; nothing is suppressed while sampling.",
+)
+"""What differs beside that where no response may end."""
 
 LEARNING_DIFFERENCES = (
     "Recipe: for both with a fixed KL penalty of 0.1 and without value warm-up, as the peer cannot.",

@@ -83,8 +83,8 @@ def _ratios(ratios: Sequence[Mapping[str, Any]]) -> str:
     columns = ["ours", "peer", "peer ÷ ours: wall", "CPU", "memory"]
     keys = ["wall", "cpu", "memory"]
     if ratios[0]["wall_per_token"] is not None:
-        columns.append("wall per response token")
-        keys.append("wall_per_token")
+        columns += ["wall per response token", "CPU per response token"]
+        keys += ["wall_per_token", "cpu_per_token"]
     return table(
         columns, [[each["ours"], each["peer"], *(spread(each[key]) for key in keys)] for each in ratios]
     )
@@ -120,7 +120,7 @@ def _breakdown(report: Report) -> str:
             rows += [
                 [name, part, f"{s:.3f}", f"{s / total:.1%}"] for part, s in sorted(parts.items(), key=_size)
             ]
-    return table(["breakdown", "part", f"s a {report['lap']}", "share"], rows) if rows else ""
+    return table(["breakdown", "part", f"s per {report['lap']}", "share"], rows) if rows else ""
 
 
 def _size(item: tuple[str, float]) -> float:

@@ -1,6 +1,5 @@
 """Medians and pair-by-pair ratios of interleaved rounds."""
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -47,12 +46,4 @@ def first_crossing(curve: Curve, level: float) -> float | None:
             share = (level - before[1]) / (y - before[1])
             return before[0] + share * (x - before[0])
         before = (x, y)
-    return None
-
-
-def value_at(curve: Curve, x: float) -> float | None:
-    """Height of the curve at `x`; None outside of it."""
-    for (left, low), (right, high) in itertools.pairwise(curve):
-        if left <= x <= right:
-            return low if right == left else low + (x - left) / (right - left) * (high - low)
     return None

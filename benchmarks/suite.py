@@ -21,7 +21,7 @@ class Options:
     """What holds for every race."""
 
     rounds: int = 5
-    laps: int = 3
+    laps: int = 2
     """Counted iterations of PPO in a start; optimizer steps of reward training at most, 0: all."""
     warmup_laps: int = 1
     """Iterations or steps before the counted ones."""
@@ -66,10 +66,10 @@ def race_ppo(workload: PPOWorkload, shape: Shape, options: Options) -> dict[str,
         f"Prompt {workload.prompt_tokens} tokens, response up to {workload.max_response_tokens} ({ended}); "
         f"{workload.rollouts} rollouts, {workload.num_epochs} × {workload.num_minibatches} optimizer steps; "
         f"LoRA rank {workload.lora_rank} on all linear layers, policy and value. "
-        f"{options.rounds} rounds, each racer in a process of its own, "
-        f"{options.laps} counted iterations after {options.warmup_laps} that are not."
+        f"Rounds: {options.rounds}, each racer in a process of its own; iterations: {options.laps} counted "
+        f"after {options.warmup_laps} that are not."
     )
-    from benchmarks.peer_settings import PPO_DIFFERENCES
+    from benchmarks.peer_settings import FIXED_LENGTH_DIFFERENCES, PPO_DIFFERENCES
 
     return _finish(
         f"{workload.name}, {shape.name}",
@@ -79,7 +79,7 @@ def race_ppo(workload: PPOWorkload, shape: Shape, options: Options) -> dict[str,
         unit="iterations",
         units_per_lap=1,
         lap="iteration",
-        differences=list(PPO_DIFFERENCES),
+        differences=[*PPO_DIFFERENCES, *(() if workload.eos_hazard else FIXED_LENGTH_DIFFERENCES)],
         workload=workload.model_dump(),
         shape=shape.model_dump(),
     )
@@ -110,7 +110,8 @@ def race_reward(workload: RewardWorkload, shape: Shape, options: Options) -> dic
         f"{workload.prompt_tokens} tokens, completions {spread} tokens and EOS; {workload.num_groups} groups "
         f"to train on, {workload.num_held_out} held out, {workload.batch_groups} groups a step, "
         f"{workload.num_epochs} epochs, learning rate {workload.learning_rate:g}; LoRA rank "
-        f"{workload.lora_rank}. {options.rounds} rounds; the first {options.warmup_laps} steps do not count."
+        f"{workload.lora_rank}. Rounds: {options.rounds}; first steps that do not count: "
+        f"{options.warmup_laps}."
     )
     return _finish(
         f"{workload.name}, {shape.name}",

@@ -52,15 +52,18 @@ def ratio_summary(rounds: Sequence[Round], ours: str, peer: str) -> dict[str, An
         peers, own = ([figure(each[name]) for each in rounds] for name in (peer, ours))
         return asdict(paired_ratios(peers, own))
 
-    samples = bool(rounds[0][ours].response_tokens)
+    def per_token(figure: Callable[[Result], float]) -> dict[str, Any] | None:
+        # The racers draw their own responses: this takes the luck of shorter ones out.
+        if not rounds[0][ours].response_tokens:
+            return None
+        return ratios(lambda r: figure(r) / fmean(r.response_tokens))
+
     return {
         "ours": ours,
         "peer": peer,
         "wall": ratios(lambda r: r.wall_seconds_per_lap),
-        # The racers draw their own responses: this takes the luck of shorter ones out.
-        "wall_per_token": ratios(lambda r: r.wall_seconds_per_lap / fmean(r.response_tokens))
-        if samples
-        else None,
+        "wall_per_token": per_token(lambda r: r.wall_seconds_per_lap),
+        "cpu_per_token": per_token(lambda r: r.cpu_seconds_per_lap),
         "cpu": ratios(lambda r: r.cpu_seconds_per_lap),
         "memory": ratios(lambda r: r.memory.increment_bytes),
     }

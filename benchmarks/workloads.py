@@ -19,6 +19,8 @@ class Shape(Record):
     hidden_size: int
     num_layers: int
     num_heads: int
+    num_kv_heads: int = 0
+    """Heads of keys and values; 0: as many as heads."""
     intermediate_size: int
     vocab_size: int = 2048
     max_length: int = 256

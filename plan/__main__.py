@@ -1,6 +1,7 @@
 """`python -m plan`: what each stage of a recipe needs on each device, and whether that fits."""
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ _GIB = 2**30
 
 def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_intermixed_args(argv)
+    _check_numbers(arguments)
     recipe = load(arguments)
     from plan.model import Sketch
     from plan.stages import Request, plan_recipe
@@ -48,18 +50,24 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _devices(recipe: Recipe, arguments: argparse.Namespace) -> "Devices":
-    """The devices that are asked for, or this machine's own.
+def _check_numbers(arguments: argparse.Namespace) -> None:
+    """Before anything is imported that takes its time.
 
     Raises:
         UserError: a number that makes no sense.
     """
-    from plan.memory import Devices
-
     for name in ("gpus", "memory", "tokens"):
         value = getattr(arguments, name)
-        if value is not None and not value > 0:
-            raise UserError("must be above 0", where=f"--{name}", fix="Leave it out for the default.")
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(
+                "must be a number above 0", where=f"--{name}", fix="Leave it out for the default."
+            )
+
+
+def _devices(recipe: Recipe, arguments: argparse.Namespace) -> "Devices":
+    """The devices that are asked for, or this machine's own."""
+    from plan.memory import Devices
+
     kind, own_bytes = _own_device(recipe.run.device)
     on_cuda = kind == "cuda" or arguments.gpus is not None
     memory: int | None = own_bytes if on_cuda == (kind == "cuda") else None

@@ -1,6 +1,8 @@
 """A model from its config alone: its sizes, and a backbone of it whose tensors have no memory."""
 
+import contextlib
 import copy
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -9,13 +11,14 @@ from typing import Any, cast
 from unittest import mock
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, masking_utils
 from transformers.pytorch_utils import Conv1D
 
 from plan.ledger import Ledger, Profile, extrapolated
-from rlhf.backbone import Backbone, check_model_path, loading, quiet_transformers
+from rlhf.backbone import Backbone, check_model_path, quiet_transformers
 from rlhf.config import LoraSettings, ModelSettings, Precision
 from rlhf.errors import UserError
 from rlhf.trunk import decoder_layers
@@ -27,6 +30,11 @@ QUANTIZED = ("int8", "nf4")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _NF4_BLOCK, _NF4_GROUP = 64, 256
 """Weights that share a scale, and scales that share a second one (QLoRA, 2305.14314, section 3)."""
+_CONFIG_ERRORS = (
+    ArithmeticError, AttributeError, ImportError, LookupError, OSError, RuntimeError, StrictDataclassError,
+    TypeError, ValueError,
+)  # fmt: skip
+"""What transformers raises over a config that is damaged, or whose sizes contradict each other."""
 _SHALLOW = (2, 3)
 """Trained layers of the two models that stand for a deep one of equal layers."""
 
@@ -57,8 +65,9 @@ class Sketch:
         # Flash attention and torch's fused kernels keep the same: no scores, and one number for each row.
         attention = "eager" if settings.attention == "eager" else "sdpa"
         remote = settings.trust_remote_code
-        sketch = Sketch(_read_config(settings), precision, compute, attention, trust_remote_code=remote)
-        with loading("model", settings.path or "model.scratch"):
+        sketch = Sketch(read_config(settings), precision, compute, attention, trust_remote_code=remote)
+        with _building(settings.path or "model.scratch"):
+            _check_sizes(sketch._text(sketch.config))
             _ = sketch.network
         return sketch
 
@@ -110,8 +119,8 @@ class Sketch:
         parts = [*self.layers, self.network.get_input_embeddings(), self.network.get_output_embeddings()]
         return max(self._bytes(part) for part in parts)
 
-    def adapter_parameters(self, settings: LoraSettings) -> int:
-        """r·(I + O) for every linear layer that `settings` puts an adapter on.
+    def adapter_parameters(self, settings: LoraSettings, *, stage: str) -> int:
+        """r·(I + O) for every linear layer that the `settings` of `stage` put an adapter on.
 
         Raises:
             UserError: a target module, or more top layers, than the model has.
@@ -120,7 +129,7 @@ class Sketch:
             raise UserError(
                 f"the model has {len(self.layers)} layers, so adapters cannot be on the top "
                 f"{settings.top_layers}",
-                where="lora.top_layers",
+                where=f"{stage}.lora.top_layers",
                 fix="Give a smaller number, or unset it: adapters on all layers.",
             )
         sizes: dict[str, int] = {}
@@ -138,7 +147,7 @@ class Sketch:
             if name not in sizes:
                 raise UserError(
                     f"the model has no linear module `{name}`",
-                    where="target_modules",
+                    where=f"{stage}.lora.target_modules",
                     fix=f'It has {", ".join(sorted(sizes))}; "all-linear" takes all of them.',
                 )
         return sum(sizes[name] for name in names)
@@ -249,12 +258,45 @@ class Sketch:
         return config.get_text_config()
 
 
-def _read_config(settings: ModelSettings) -> Any:
+@contextlib.contextmanager
+def _building(path: str) -> Iterator[None]:
+    """Turn what transformers raises over a config whose sizes contradict each other into a message.
+
+    Raises:
+        UserError: no model can be built from the config.
+    """
+    try:
+        yield
+    except _CONFIG_ERRORS as error:
+        reason = textwrap.shorten(str(error), 300, placeholder=" …") or type(error).__name__
+        raise UserError(
+            f"its config describes no causal language model that can be built: {reason}",
+            where=path,
+            fix="Check its model_type, and its sizes: width, heads, key and value heads, layers.",
+        ) from error
+
+
+def _check_sizes(text: Any) -> None:
+    """Refuse what transformers would build, and what would fail in its first pass."""
+    heads = getattr(text, "num_attention_heads", None) or 1
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    if text.num_hidden_layers < 1:
+        raise ValueError(f"{text.num_hidden_layers} layers")
+    if heads % kv_heads:
+        raise ValueError(f"{heads} heads cannot share {kv_heads} heads of keys and values")
+
+
+def read_config(settings: ModelSettings) -> Any:
+    """The transformers config of the model that a recipe names; no weight is read.
+
+    Raises:
+        UserError: there is no such model, or its config cannot be read.
+    """
     if settings.scratch is not None:
         return model_config(settings.scratch, vocab_size=settings.scratch.vocab_size)
     assert settings.path is not None
     check_model_path(settings.path, revision=settings.revision)
-    with loading("model", settings.path):
+    with _building(settings.path):
         return AutoConfig.from_pretrained(
             settings.path, revision=settings.revision, trust_remote_code=settings.trust_remote_code
         )

@@ -41,8 +41,12 @@ class Request:
         return min(limit or self.tokens or self.sketch.context, self.sketch.context)
 
     def notes(self, stage: str, limit: int | None) -> tuple[str, ...]:
-        if limit is not None or self.tokens is not None:
+        if limit is not None:
             return ()
+        context = self.sketch.context
+        if self.tokens is not None:
+            cut = f"TOKENS={self.tokens:,} is beyond the model's context: planned for {context:,} tokens"
+            return (f"{stage}: {cut}",) if self.tokens > context else ()
         tokens = f"{self.longest(None):,} tokens, the model's whole context"
         return (f"{stage}.length.max_tokens is unset: planned for sequences of {tokens} (or give TOKENS=)",)
 
@@ -86,7 +90,7 @@ def plan_sft(request: Request) -> StagePlan:
     prompt = request.prompt_tokens("sft", tokens, settings.sampling)
     # This stage's adapter is on all layers, whatever `top_layers` says: it is merged before the others begin.
     lora = settings.lora.model_copy(update={"top_layers": None}) if settings.method == "lora" else None
-    adapter = sketch.adapter_parameters(lora) if lora else 0
+    adapter = sketch.adapter_parameters(lora, stage="sft") if lora else 0
     trained = sketch.num_parameters if full else adapter
     resident = Resident(sketch.base_bytes, sketch.largest_part_bytes, adapter, trained)
     phases: list[Phase] = []
@@ -123,7 +127,7 @@ def plan_reward(request: Request) -> StagePlan:
     sketch, adapters = request.sketch, {_REWARD: settings.lora}
     tokens = request.longest(settings.length.max_tokens)
     prompt = request.prompt_tokens("reward", tokens, settings.sampling)
-    trained = sketch.adapter_parameters(settings.lora) + sketch.hidden_size
+    trained = sketch.adapter_parameters(settings.lora, stage="reward") + sketch.hidden_size
     resident = _resident(sketch, adapters=trained, trained=trained)
     batch = Batch.within(settings.micro_batch_tokens, 2**31, tokens=tokens, response_tokens=1)
     run = runs.training(batch, with_logits=(), without=(_REWARD,), again=True, below=False)
@@ -199,7 +203,7 @@ def plan_ppo(request: Request) -> StagePlan:
 
 
 def _ppo_resident(sketch: Sketch, settings: PPOSettings, adapters: Mapping[str, LoraSettings]) -> Resident:
-    sizes = {name: sketch.adapter_parameters(lora) for name, lora in adapters.items()}
+    sizes = {name: sketch.adapter_parameters(lora, stage="ppo") for name, lora in adapters.items()}
     value_head, reward_head = sketch.hidden_size + 1, sketch.hidden_size * (_REWARD in adapters)
     trained = sizes[_POLICY] + sizes.get(_VALUE, 0) + value_head
     return _resident(sketch, adapters=sum(sizes.values()) + value_head + reward_head, trained=trained)

@@ -15,6 +15,7 @@ import functools
 import inspect
 import json
 import math
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -56,6 +57,8 @@ from rlhf.trunk import Trunk, decoder_layers
 # Shapes: B sequences, L tokens of a padded sequence, N selected tokens, H hidden size, V vocabulary.
 
 REFERENCE = "reference"
+_LONGEST_REASON = 600
+"""Characters of what transformers says that a message keeps: it may list every model that it knows."""
 _LOGIT_ELEMENTS_KEPT = 2**26
 """Up to this many logits, a (N, V) block waits for the backward pass: 256 MiB in fp32."""
 _LOGIT_ELEMENTS_PER_CHUNK = 2**24
@@ -584,7 +587,7 @@ def quiet_transformers() -> None:
 
 @contextlib.contextmanager
 def loading(part: Literal["model", "tokenizer"], path: str | Path) -> Iterator[None]:
-    """Turn what transformers raises into a message that keeps all of it.
+    """Turn what transformers raises into a message that keeps what it begins with.
 
     Raises:
         UserError: loading failed.
@@ -596,7 +599,7 @@ def loading(part: Literal["model", "tokenizer"], path: str | Path) -> Iterator[N
         if not Path(path).is_dir():
             fix = "Check the id, the network, and whether HF_HUB_OFFLINE is set, or give a local folder."
         what = "the model" if part == "model" else "the model (its tokenizer)"
-        reason = " ".join(str(error).split())
+        reason = textwrap.shorten(str(error), _LONGEST_REASON, placeholder=" …")
         raise UserError(f"cannot load {what}: {reason}", where=str(path), fix=fix) from error
 
 

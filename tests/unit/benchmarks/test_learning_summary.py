@@ -15,12 +15,12 @@ def test_times_are_those_of_shares_of_the_peers_gain() -> None:
     assert round(most["peer_samples"], 6) == round(10 + 10 * 0.5 / 0.6, 6)
 
 
-def test_gold_is_compared_where_both_have_the_same_kl() -> None:
+def test_gold_is_compared_over_the_kl_that_both_have_reached() -> None:
     equal = compare(OURS, PEER)["equal_kl"]
     assert equal["kl_nats"] == 4
-    assert equal["peer_gold"] == 1.2
-    assert equal["ours_gold"] is not None
-    assert round(equal["ours_gold"], 6) == round(0.9 + 0.75 * 0.4, 6)
+    assert round(equal["peer_gold"], 6) == round((0.4 * 2 + 0.9 * 2) / 4, 6)
+    assert round(equal["ours_gold"], 6) == round((0.55 * 1 + 1.05 * 3) / 4, 6)
+    assert equal["interval"] is None  # nothing was kept of single prompts
 
 
 def test_what_is_never_reached_is_said_so() -> None:
@@ -43,4 +43,4 @@ def test_the_report_has_a_row_for_every_curve_and_every_share() -> None:
     text = learning_markdown(report)
     assert "| peer, all layers | 1 | 0.200 → 1.200 | 4.00 | 20 | 200 | 400 |" in text
     assert "| 50% (gold 0.700) | 29 / 117 |" in text
-    assert "| ours, all layers | peer, all layers | 1 | 4.000 | 1.200 | 1.200 |" in text
+    assert "| ours, all layers | peer, all layers | 1 | 0 to 4.00 | 0.925 | 0.650 | +0.275 |" in text

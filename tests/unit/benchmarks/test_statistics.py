@@ -1,6 +1,6 @@
 import pytest
 
-from benchmarks.statistics import Spread, first_crossing, paired_ratios, quantile, value_at
+from benchmarks.statistics import Spread, first_crossing, paired_ratios, quantile
 
 
 def test_a_slow_round_does_not_change_a_paired_ratio() -> None:
@@ -23,8 +23,3 @@ def test_a_curve_reaches_a_level_between_two_points() -> None:
     assert first_crossing(line, 3.0) == 25.0
     assert first_crossing(line, 0.5) == 0.0
     assert first_crossing(line, 5.1) is None
-
-
-def test_a_curve_has_a_height_only_between_its_ends() -> None:
-    line = [(0.0, 1.0), (10.0, 2.0)]
-    assert [value_at(line, x) for x in (0.0, 5.0, 10.0, 11.0)] == [1.0, 1.5, 2.0, None]

@@ -123,12 +123,13 @@ def test_the_frozen_trunk_is_counted(recipe: str, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--gpus", "0"], "--gpus: must be above 0"),
-        (["--memory", "-1"], "--memory: must be above 0"),
+        (["--gpus", "0"], "--gpus: must be a number above 0"),
+        (["--memory", "-1"], "--memory: must be a number above 0"),
+        (["--memory", "inf"], "--memory: must be a number above 0"),
         (["model.precision=fp8"], "model.precision"),
         (["model.path=./nowhere"], "there is no such model folder"),
         (["ppo.sampling.max_response_tokens=48"], "leave no room for a prompt"),
-        (["ppo.lora.top_layers=5"], "cannot be on the top 5"),
+        (["ppo.lora.top_layers=5"], "ppo.lora.top_layers: the model has"),
         (["ppo.lora.target_modules=c_attn"], "no linear module `c_attn`"),
         (["ppo.batch=3"], "unknown key `ppo.batch`"),
     ],
@@ -138,6 +139,13 @@ def test_a_mistake_is_named_with_the_way_out(
 ) -> None:
     assert run_command(command.main, ["--config", recipe, *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_tokens_beyond_the_context_are_said_to_be_cut(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command.main(["--config", recipe, "--tokens", "1000000", "ppo.length.max_tokens=null"])
+    assert "TOKENS=1,000,000 is beyond the model's context" in capsys.readouterr().out
 
 
 def test_a_recipe_without_a_stage_is_refused(tmp_path: Path, model: Path) -> None:

@@ -1,5 +1,6 @@
 """Sizes of a model that is never made, against real ones."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def test_adapter_parameters_are_those_that_the_backbone_adds(
     for name, wanted in (("all", "all-linear"), ("some", targets), ("one", targets[0])):
         lora = LoraSettings(rank=4, target_modules=wanted, top_layers=top_layers)
         real.add_adapter(name, lora, seed=0)
-        assert sketch.adapter_parameters(lora) == sum(p.numel() for p in real.role_parameters(name).values())
+        assert sketch.adapter_parameters(lora, stage="ppo") == sum(
+            p.numel() for p in real.role_parameters(name).values()
+        )
 
 
 def test_a_model_from_nothing_has_the_sizes_that_sft_gives_it() -> None:
@@ -121,9 +124,30 @@ def test_what_cannot_be_planned_is_refused_with_the_way_out(tmp_path: Path) -> N
         sketch_of(tmp_path / "missing")
     folder = written(CONFIGS[0], tmp_path)
     with pytest.raises(UserError, match="no linear module `c_attn`"):
-        sketch_of(folder).adapter_parameters(LoraSettings(target_modules="c_attn"))
+        sketch_of(folder).adapter_parameters(LoraSettings(target_modules="c_attn"), stage="ppo")
     with pytest.raises(UserError, match="cannot be on the top 4"):
-        sketch_of(folder).adapter_parameters(LoraSettings(top_layers=4))
+        sketch_of(folder).adapter_parameters(LoraSettings(top_layers=4), stage="ppo")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="cannot load the model"):
+    with pytest.raises(UserError, match="no causal language model that can be built"):
         sketch_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_attention_heads": 5},
+        {"num_key_value_heads": 3},
+        {"num_hidden_layers": 0},
+        {"num_hidden_layers": -2},
+        {"hidden_size": "big"},
+        {"model_type": "t5"},
+        {"model_type": "no such type"},
+    ],
+    ids=str,
+)
+def test_sizes_that_contradict_each_other_are_refused(wrong: dict[str, Any], tmp_path: Path) -> None:
+    file = written(CONFIGS[0], tmp_path) / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | wrong))
+    with pytest.raises(UserError, match="can be built") as caught:
+        sketch_of(tmp_path)
+    assert len(str(caught.value)) < 600
