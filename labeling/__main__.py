@@ -152,10 +152,11 @@ def _group(recipe: Recipe, name: str, group: Group | None) -> Group:
         UserError: the recipe has none.
     """
     if group is None:
+        example = "tiny" if name == "constitution" else "stories"
         raise UserError(
             f"the recipe has no `labeling.{name}` group",
             where=str(recipe.path),
-            fix="Add it, or choose a recipe that has it (configs/stories/recipe.yaml).",
+            fix=f"Add it, or choose a recipe that has it (configs/{example}/recipe.yaml).",
         )
     return group
 
