@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
@@ -75,6 +76,18 @@ def written(answers: Sequence[Answer | None]) -> list[Written | None]:
 def chosen(answers: Sequence[Answer | None]) -> list[Chosen | None]:
     """The answers to requests with options."""
     return [each if isinstance(each, Chosen) else None for each in answers]
+
+
+def normalized(logprobs: Sequence[float]) -> list[float]:
+    """Log-probabilities that together make 1."""
+    total = log_sum(logprobs)
+    return [value - total for value in logprobs]
+
+
+def log_sum(values: Sequence[float]) -> float:
+    """Logarithm of the sum of what `values` are logarithms of."""
+    highest = max(values)
+    return highest + math.log(sum(math.exp(value - highest) for value in values))
 
 
 def seed_of(*parts: object) -> int:

@@ -56,7 +56,7 @@ def preference_figures(judged: Sequence[Judged], beside: Beside | None, score: S
     bias = _mean(biases)
     found: Figures = {
         "items": len(judged),
-        "pairs": len({(id(item), h.asking.first, h.asking.second) for item in judged for h in item.heard}),
+        "pairs": sum(len({(h.asking.first, h.asking.second) for h in item.heard}) for item in judged),
         "pairs_decided": len(probabilities),
         "principles": _use(each.asking.principle.id for each in heard),
         "methods": _use(a.method for each in heard for a in each.answers if a is not None),

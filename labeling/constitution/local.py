@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from labeling.constitution.asking import Answer, Chosen, Request, Written
+from labeling.constitution.asking import Answer, Chosen, Request, Written, normalized
 from labeling.constitution.cache import Cache, key_of
 from labeling.constitution.config import LocalSettings
-from labeling.constitution.served import normalized
 from rlhf.backbone import REFERENCE, Backbone
 from rlhf.chat import encode_completion, encode_prompt
 from rlhf.config import ModelSettings, SamplingSettings
@@ -151,8 +150,8 @@ class _Answerer:
                 logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
                 for place, row in enumerate(rows.tolist()):
                     own = logprobs_BV[place, split[row][1]]
-                    kept = normalized(own.tolist())["logprobs"]
-                    found[row] = Chosen(logprobs=tuple(kept), mass=float(own.exp().sum()))
+                    kept = tuple(normalized(own.tolist()))
+                    found[row] = Chosen(logprobs=kept, mass=float(own.exp().sum()))
         return [each for each in found if each is not None]
 
     def _option_ids(self, request: Request) -> tuple[list[int], list[int]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from labeling.constitution.asking import Answer, Chosen, Request, Written, seed_of
+from labeling.constitution.asking import Answer, Chosen, Request, Written, log_sum, normalized, seed_of
 from labeling.constitution.cache import Cache
 from labeling.constitution.config import EndpointSettings
 from labeling.constitution.endpoint import Call, Endpoint, Json
@@ -149,7 +149,8 @@ def option_logprobs(reply: Json, options: Sequence[str]) -> Json | None:
         return None
     mass = sum(math.exp(value) for values in found for value in values)
     floor = min(float(each["logprob"]) for each in top)
-    return normalized([_log_sum(values) if values else floor for values in found]) | {"mass": min(1.0, mass)}
+    options_logprobs = normalized([log_sum(values) if values else floor for values in found])
+    return {"logprobs": options_logprobs, "mass": min(1.0, mass)}
 
 
 def from_votes(votes: Sequence[str], options: Sequence[str]) -> Chosen | None:
@@ -162,17 +163,6 @@ def from_votes(votes: Sequence[str], options: Sequence[str]) -> Chosen | None:
         return None
     counts = [votes.count(option) + 0.5 for option in options]
     return Chosen(logprobs=tuple(math.log(n / sum(counts)) for n in counts), method="votes")
-
-
-def normalized(logprobs: Sequence[float]) -> Json:
-    """Log-probabilities that together make 1."""
-    total = _log_sum(logprobs)
-    return {"logprobs": [value - total for value in logprobs]}
-
-
-def _log_sum(values: Sequence[float]) -> float:
-    highest = max(values)
-    return highest + math.log(sum(math.exp(value - highest) for value in values))
 
 
 def _text(reply: Json) -> Json | None:
@@ -205,4 +195,4 @@ def _decision(reply: Json, options: Sequence[str]) -> Json | None:
     probabilities = [float(reply["answers"][_QUESTION]["probabilities"][option]) for option in options]
     if not all(0 <= value <= 1 for value in probabilities) or not any(probabilities):
         return None
-    return normalized([math.log(max(value, 1e-9)) for value in probabilities]) | {"mass": None}
+    return {"logprobs": normalized([math.log(max(value, 1e-9)) for value in probabilities]), "mass": None}
