@@ -110,6 +110,8 @@ class Server:
     """A line for each request that was answered in full: the hash of its body."""
     key: str | None = None
     """What clients must know."""
+    refusal: str | None = None
+    """What it has against every request, if anything."""
     delay_seconds: float = 0.0
     attempts: Counter[str] = field(default_factory=Counter)
 
@@ -131,6 +133,8 @@ class Server:
         if self.key is not None and request.headers.get("Authorization") != f"Bearer {self.key}":
             shown = request.headers.get("Authorization", "no key")
             return web.json_response({"error": f"wrong key: {shown}"}, status=401)
+        if self.refusal is not None:
+            return web.Response(text=self.refusal, status=400)
         body = await request.json()
         name = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
         fault = self._fault(name)
@@ -171,7 +175,10 @@ class Server:
                 choice["logprobs"] = {"content": [{"token": content, "logprob": 0.0, "top_logprobs": top}]}
         else:
             content = self.judge.text(messages)
-        if fault == "empty" or (fault == "wrong_option" and "logprobs" not in choice and len(content) > 1):
+            if self.logprobs and body.get("logprobs"):
+                tokens = [{"token": word, "logprob": -0.5} for word in content.split()]
+                choice["logprobs"] = {"content": tokens}
+        if fault == "empty" or (fault == "wrong_option" and len(content) > 1):
             content = ""
             if "logprobs" in choice:
                 choice["logprobs"] = {"content": []}
@@ -233,6 +240,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--no-logprobs", action="store_true", help="answer in text only")
     add("--fault-rate", type=float, default=0.0, help=f"of each of {', '.join(FAULTS)} [%(default)s]")
     add("--key", help="refuse clients that do not send it")
+    add("--refuse", metavar="WHY", help="call every request a bad one")
     add("--delay", type=float, default=0.0, help="seconds before every answer [%(default)s]")
     add("--log", type=Path, help="write down what was answered")
     add("--port", type=int, default=0, help="0: any that is free [%(default)s]")
@@ -244,6 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         fault_rate=arguments.fault_rate,
         log=arguments.log,
         key=arguments.key,
+        refusal=arguments.refuse,
         delay_seconds=arguments.delay,
     )
     try:

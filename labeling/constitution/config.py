@@ -42,6 +42,8 @@ class EndpointSettings(Settings):
 
     `auto`: log-probabilities where the endpoint gives them, else votes.
     """
+    text_logprobs: bool = True
+    """Ask for the log-probabilities of texts, too, for the record; some endpoints refuse to."""
     votes: int = setting(8, ge=1)
     """Answers that are sampled for a choice where it is read from votes."""
     vote_tokens: int = setting(8, ge=1)

@@ -46,10 +46,12 @@ class Call:
 
 
 class FailedError(Exception):
-    """An attempt failed; `name` is what it is counted as."""
+    """An attempt failed; `name` is what it is counted as, `detail` what people read."""
 
-    def __init__(self, name: str, *, pause_seconds: float = 0.0, for_good: bool = False) -> None:
-        super().__init__(name)
+    def __init__(
+        self, name: str, detail: str = "", *, pause_seconds: float = 0.0, for_good: bool = False
+    ) -> None:
+        super().__init__(detail or name)
         self.name, self.pause_seconds, self.for_good = name, pause_seconds, for_good
 
 
@@ -112,7 +114,7 @@ class Endpoint:
                 answer, counts = await self._attempt(http, call, unusable)
             except FailedError as failed:
                 self._cache.count(**{failed.name: 1}, retries=int(attempt > 0))
-                self._last_failure = str(failed.__cause__ or failed.name)
+                self._last_failure = str(failed)
                 if failed.for_good:
                     return
                 if attempt + 1 < self._settings.max_attempts:
@@ -158,9 +160,9 @@ class Endpoint:
         except aiohttp.ClientConnectorError as error:
             if not self._reached:
                 raise self._unreachable(error) from None
-            raise FailedError("connection_lost") from error
+            raise FailedError("connection_lost", str(error)) from error
         except aiohttp.ClientError as error:
-            raise FailedError("connection_lost") from error
+            raise FailedError("connection_lost", str(error)) from error
         try:
             found = json.loads(text)
             answer = call.read(found)
@@ -171,23 +173,21 @@ class Endpoint:
         return answer, {"requests": 1, **_tokens(found)}
 
     def _refusal(self, status: int, text: str, retry_after: str) -> FailedError | UserError:
-        excerpt = text.strip()[:_SHOWN_CHARACTERS]
-        if self._secret:
-            excerpt = excerpt.replace(self._secret, "***")
-        self._last_failure = f"status {status}: {excerpt}" if excerpt else f"status {status}"
+        excerpt = text.replace(self._secret, "***") if self._secret else text
+        said = f"status {status}: {excerpt.strip()[:_SHOWN_CHARACTERS]}"
         if status in _AGAIN or status >= 500:
             pause = float(retry_after) if retry_after.isdecimal() else 0.0
-            return FailedError(f"status_{status}", pause_seconds=min(pause, MAX_PAUSE_SECONDS))
+            return FailedError(f"status_{status}", said, pause_seconds=min(pause, MAX_PAUSE_SECONDS))
         if status in _KEY:
             return UserError(
-                f"the endpoint refuses the key ({self._last_failure})",
+                f"the endpoint refuses the key ({said})",
                 where=self._settings.url,
                 fix="Put the right one into the variable that `key_variable` names.",
             )
         if status in (400, 413, 422):  # this request is wrong, the next may not be
-            return FailedError(f"status_{status}", for_good=True)
+            return FailedError(f"status_{status}", said, for_good=True)
         return UserError(
-            f"the endpoint refuses the request ({self._last_failure})",
+            f"the endpoint refuses the request ({said})",
             where=f"{self._settings.url}, model {self._settings.model}",
             fix="Check `url` (does it end in /v1?) and `model`.",
         )
@@ -198,7 +198,10 @@ class Endpoint:
         Raises:
             UserError: it is.
         """
-        settings, counts = self._settings, self._cache.counts()
+        settings = self._settings
+        if settings.max_tokens is None and settings.max_cost is None:
+            return
+        counts = self._cache.counts()
         read, written = counts.get("input_tokens", 0), counts.get("output_tokens", 0)
         if settings.max_tokens is not None and read + written >= settings.max_tokens:
             raise _over(f"{read + written:,} tokens", settings, "max_tokens")

@@ -53,7 +53,8 @@ class ServedModel:
         return found
 
     def _write(self, requests: Sequence[Request], desc: str) -> Sequence[Answer | None]:
-        calls = [Call(CHAT, self._chat(request), _text) for request in requests]
+        more = {"logprobs": True} if self._settings.text_logprobs else {}
+        calls = [Call(CHAT, self._chat(request) | more, _text) for request in requests]
         return [
             None if kept is None else Written(text=kept["text"], logprob=kept["logprob"])
             for kept in self._endpoint.call(calls, desc)

@@ -84,6 +84,8 @@ def test_both_stages_publish_labels_by_the_constitution(server: str, tmp_path: P
     row = lines(run / "revisions" / "revisions.jsonl")[0]
     assert row["response"]["model"] == "given"
     assert {"principle", "critique", "revision"} <= set(row["rounds"][0])
+    critique = row["rounds"][0]["critique"]
+    assert critique["logprob"] == -0.5 * len(critique["text"].split())
     for stage in ("revisions", "preferences"):
         assert (run / stage / "report.html").read_text().startswith("<!doctype html>")
 
@@ -247,6 +249,16 @@ def test_a_key_goes_to_the_endpoint_and_nowhere_else(
     written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     assert "sk-very" not in shown.out + shown.err
     assert b"sk-very" not in written
+
+
+def test_what_the_endpoint_has_against_a_request_is_passed_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with feedback_server("--refuse", "max_tokens is too large") as url:
+        assert start(write_recipe(tmp_path, url, preferences=PREFERENCES)) == 2
+    shown = capsys.readouterr().err
+    assert "none of 144 answers can be used" in shown
+    assert "status 400: max_tokens is too large" in shown
 
 
 # People
