@@ -5,6 +5,7 @@
 ##   RUN      the run's name: its folder is runs/RUN [the recipe's]
 ##   SEED     the seed of every random choice [the recipe's]
 ##   MODEL    the model to start from: a folder or a hub id [the recipe's]
+##   LABELS   whose labels train: people (the recipe's own), constitution, or both [people]
 ##   PROJECT  the labeling project of `make label`: a folder or a database's URL [labels]
 ##   LABELER  who is at work in `make label` [your login name]
 ##   PORT     where `make serve` listens, on this machine alone [8000]
@@ -29,6 +30,7 @@ CONFIG = configs/tiny/recipe.yaml
 RUN =
 SEED =
 MODEL =
+LABELS = people
 PROJECT = labels
 LABELER = $(shell id -un)
 PORT = 8000
@@ -51,6 +53,7 @@ PYTHON ?= python3
 
 .DEFAULT_GOAL := help
 .PHONY: help install plan sft reward ppo chat demonstrations samples rankings label serve stories hh clean-run
+.PHONY: constitution revisions preferences
 .PHONY: check lint types test format soak bench bench-learning bench-gpu
 # Goals run one after the other in the order given, also under -j: each needs what the one before published.
 .NOTPARALLEL:
@@ -66,7 +69,19 @@ endif
 quoted = '$(subst ','\'',$(1))'
 yaml = "$(subst ",\",$(subst \,\\,$(1)))"
 
-overrides = $(if $(RUN),$(call quoted,run.name=$(call yaml,$(RUN)))) \
+# Whose labels the stages after `make constitution` read; `both` are mixed as its settings say.
+revised = 'sft.demonstrations=[{path: "{run}/revisions/demonstrations.jsonl"}]'
+compared = 'reward.rankings=[{path: "{run}/preferences/$(1).jsonl"}]'
+labels_people =
+labels_constitution = $(revised) $(call compared,rankings)
+labels_both = $(revised) $(call compared,mixed)
+ifndef labels_$(LABELS)
+ifneq ($(LABELS),people)
+$(error LABELS is people, constitution or both, not $(LABELS))
+endif
+endif
+
+overrides = $(labels_$(LABELS)) $(if $(RUN),$(call quoted,run.name=$(call yaml,$(RUN)))) \
             $(if $(SEED),$(call quoted,run.seed=$(SEED))) \
             $(if $(MODEL),model.scratch=null $(call quoted,model.path=$(call yaml,$(MODEL)))) \
             $(SET)
@@ -110,6 +125,15 @@ samples: install ## sample completions from the SFT model, to be ranked
 
 rankings: install ## rank those samples with the recipe's scorer
 	$(python) -m labeling rankings $(recipe) $(clean)
+
+constitution: install ## label by a written constitution: both of the following, as far as the recipe has them
+	$(python) -m labeling constitution $(recipe) $(clean)
+
+revisions: install ## let a model criticize and revise responses, for `make sft LABELS=constitution`
+	$(python) -m labeling revisions $(recipe) $(clean)
+
+preferences: install ## let a model compare completions, for `make reward LABELS=constitution`
+	$(python) -m labeling preferences $(recipe) $(clean)
 
 label: install ## rank completions by hand: the labeler's screen (give PROJECT and LABELER)
 	$(python) -m labeling rank --project $(call quoted,$(PROJECT)) --labeler $(call quoted,$(LABELER))

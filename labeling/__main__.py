@@ -1,15 +1,18 @@
-"""`python -m labeling <command>`: demonstrations, samples, rankings by a script, rankings by people."""
+"""`python -m labeling <command>`: demonstrations, samples, labels by scripts, constitutions, people."""
 
 import argparse
 import dataclasses
 import difflib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
 from labeling import commands
 from labeling.config import DemonstrationsSettings, LabelingSettings, RankingsSettings, SamplesSettings
+from labeling.constitution.config import ConstitutionSettings
+from labeling.constitution.stages import STAGES, Name, run
 from rlhf.artifacts import StageRun, require, sha256_file
 from rlhf.command import Sections, add_clean, command_parser, load
 from rlhf.config import ModelSettings, Recipe, RunSettings, Settings
@@ -21,12 +24,16 @@ RECIPE_COMMANDS = {
     "demonstrations": "continuations by the base model, cut after a sentence, for `make sft`",
     "samples": "completions by the SFT model, to be ranked",
     "rankings": "ranks of those samples by a scripted labeler, for `make reward`",
+    "constitution": "both of the following, as far as the recipe has them",
+    "revisions": "responses criticized and revised by written principles, for `make sft`",
+    "preferences": "completions compared by written principles, for `make reward`",
 }
 COMMANDS = {**RECIPE_COMMANDS, **{name: command.summary for name, command in commands.COMMANDS.items()}}
 GROUPS: Sections = {
     "demonstrations": DemonstrationsSettings,
     "samples": SamplesSettings,
     "rankings": RankingsSettings,
+    **dict.fromkeys(("constitution", *STAGES), ConstitutionSettings),
 }
 USAGE = """\
 usage: python -m labeling COMMAND [-h] --config FILE [--clean] [key.sub=value ...]
@@ -71,8 +78,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
     """The parser of one command, whose help lists the settings that this command reads."""
 
     def sections() -> Sections:
-        used: Sections = {f"labeling.{command}": GROUPS[command], "run": RunSettings}
-        if command != "rankings":
+        group = "constitution" if command in STAGES else command
+        used: Sections = {f"labeling.{group}": GROUPS[command], "run": RunSettings}
+        if command in ("demonstrations", "samples"):
             used["model"] = ModelSettings
         return used
 
@@ -129,6 +137,11 @@ def _rankings(recipe: Recipe, *, clean: bool) -> int:
     return 0
 
 
+def _constitution(recipe: Recipe, *, clean: bool, names: tuple[Name, ...] = STAGES) -> int:
+    run(recipe, _group(recipe, "constitution", _section(recipe).constitution), names, clean=clean)
+    return 0
+
+
 def _section(recipe: Recipe) -> LabelingSettings:
     return cast(LabelingSettings, recipe.section("labeling"))
 
@@ -140,10 +153,11 @@ def _group(recipe: Recipe, name: str, group: Group | None) -> Group:
         UserError: the recipe has none.
     """
     if group is None:
+        example = "tiny" if name == "constitution" else "stories"
         raise UserError(
             f"the recipe has no `labeling.{name}` group",
             where=str(recipe.path),
-            fix="Add it, or choose a recipe that has it (configs/stories/recipe.yaml).",
+            fix=f"Add it, or choose a recipe that has it (configs/{example}/recipe.yaml).",
         )
     return group
 
@@ -164,7 +178,14 @@ def _open(
     return StageRun.open(recipe, name, inputs, reads=reads, clean=clean, sections=sections, counted=narrowed)
 
 
-_RUN = {"demonstrations": _demonstrations, "samples": _samples, "rankings": _rankings}
+_RUN: dict[str, Callable[..., int]] = {
+    "demonstrations": _demonstrations,
+    "samples": _samples,
+    "rankings": _rankings,
+    "constitution": _constitution,
+    "revisions": partial(_constitution, names=("revisions",)),
+    "preferences": partial(_constitution, names=("preferences",)),
+}
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

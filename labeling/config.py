@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from labeling.constitution.config import ConstitutionSettings
 from rlhf.config import LengthSettings, SamplingSettings, Settings, SourceSettings, setting
 
 
@@ -55,6 +56,8 @@ class LabelingSettings(Settings):
     """`python -m labeling samples`."""
     rankings: RankingsSettings | None = None
     """`python -m labeling rankings`."""
+    constitution: ConstitutionSettings | None = None
+    """`python -m labeling constitution`."""
 
 
 SECTION = LabelingSettings

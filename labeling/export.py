@@ -23,7 +23,7 @@ from labeling.tables import events
 from rlhf.errors import UserError
 from rlhf.exports import ExportManifest
 from rlhf.manifest import MANIFEST
-from rlhf.records import Rank, Ranking, Turns, to_json
+from rlhf.records import Comparison, Rank, Ranking, Turns, to_json
 from rlhf.storage import sha256_file, storing, write_atomic
 
 Shape = Literal["rankings", "pairs"]
@@ -94,15 +94,25 @@ def _rankings(
         if options.labels == "all":
             for label in own:
                 name = pseudonym(project, label.labeler) if options.pseudonyms else label.labeler
-                yield item, _ranking(item, label.ranks, name)
+                soft = label.comparisons if options.shape == "rankings" else None
+                yield item, _ranking(item, label.ranks, name, soft)
         elif decision is not None:
             yield item, _ranking(item, decision.ranks, ADJUDICATED)
         else:
             yield item, _ranking(item, consensus([label.ranks for label in own]).ranks, CONSENSUS)
 
 
-def _ranking(item: StoredItem, ranks: Sequence[Rank], annotator: str) -> Ranking:
-    return Ranking(prompt=item.prompt, completions=item.completions, ranks=tuple(ranks), annotator=annotator)
+def _ranking(
+    item: StoredItem, ranks: Sequence[Rank], annotator: str, soft: tuple[Comparison, ...] | None = None
+) -> Ranking:
+    """The ranks as a record, or the probabilities behind them."""
+    return Ranking(
+        prompt=item.prompt,
+        completions=item.completions,
+        ranks=None if soft else tuple(ranks),
+        comparisons=soft,
+        annotator=annotator,
+    )
 
 
 def _rows(item: StoredItem, ranking: Ranking, options: ExportOptions) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ from labeling.tables import events, items
 from rlhf.config import SourceSettings
 from rlhf.errors import UserError
 from rlhf.fields import UnusableRowError
-from rlhf.records import Prompt, Rank, Ranking
+from rlhf.records import Comparison, Prompt, Rank, Ranking
 from rlhf.rows import COLUMNAR, file_rows, parse_json
 from rlhf.shapes import PROMPTS, Plan
 from rlhf.sources import read_rankings
@@ -34,6 +34,8 @@ class ForeignLabel:
     labeler: str
     ranks: tuple[Rank, ...]
     where: str
+    comparisons: tuple[Comparison, ...] | None = None
+    """The probabilities behind the ranks, of a labeler that gives any."""
 
     @property
     def key(self) -> tuple[str, str]:
@@ -124,7 +126,8 @@ def enter(project: Project, labels: Sequence[ForeignLabel]) -> Imported:
         names = dict.fromkeys(label.labeler for label in labels)
         numbers = {name: enter_labeler(transaction, name) for name in names}
         for label, key in zip(labels, [item.key for item in new_items], strict=True):
-            act = f"import:{hashlib.sha256(dumps([key, label.labeler, label.ranks]).encode()).hexdigest()}"
+            said = [key, label.labeler, label.ranks, *([label.comparisons] if label.comparisons else [])]
+            act = f"import:{hashlib.sha256(dumps(said).encode()).hexdigest()}"
             same = select(events.c.id).where(events.c.submission == act)
             if transaction.connection.execute(same).scalar() is not None:
                 repeated += 1
@@ -143,7 +146,12 @@ def enter(project: Project, labels: Sequence[ForeignLabel]) -> Imported:
                     labeler_id=numbers[label.labeler],
                     submission=act,
                     shown=tuple(range(len(label.ranks))),
-                    data={"judgement": judgement.to_json(), "late": False, "source": label.where},
+                    data={
+                        "judgement": judgement.to_json(),
+                        "late": False,
+                        "source": label.where,
+                        **({"comparisons": label.comparisons} if label.comparisons else {}),
+                    },
                 ),
             )
             new += 1

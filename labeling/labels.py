@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, Select, select
 from labeling.judgements import Judgement
 from labeling.project import ItemKind, Project
 from labeling.tables import events, items, labelers, work
-from rlhf.records import Rank
+from rlhf.records import Comparison, Rank
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Label:
     """Working time; None for an imported label."""
     late: bool
     """Whether it came after its lease had run out."""
+    comparisons: tuple[Comparison, ...] | None = None
+    """The probabilities behind the ranks, of a labeler that gives any."""
 
     @property
     def ranks(self) -> tuple[Rank, ...]:
@@ -77,4 +79,5 @@ def _label(row: Row[Any]) -> Label:
         at=row.at,
         seconds=row.seconds,
         late=data["late"],
+        comparisons=tuple((i, j, p) for i, j, p in data["comparisons"]) if "comparisons" in data else None,
     )

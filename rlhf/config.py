@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -31,6 +31,9 @@ class Settings(BaseModel):
     """A frozen group of settings; the docstring under a field is its help text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+S = TypeVar("S", bound=Settings)
 
 
 def setting(default: Any = ..., *, semantic: bool = True, **constraints: Any) -> Any:
@@ -261,6 +264,18 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     return Recipe(run=run, tracking=tracking, model=model, sections=checked, path=path)
 
 
+def load_settings(path: Path, schema: type[S], *, what: str) -> S:
+    """Read a YAML file that holds one group of settings; `what` is what to call it.
+
+    Raises:
+        UserError: as `load_recipe`.
+    """
+    values, lines = _read_yaml(path, what)
+    checked = _check(schema, values, (), path, lines)
+    assert isinstance(checked, schema)
+    return checked
+
+
 def write_yaml(path: Path, values: Mapping[str, Any]) -> None:
     """Write plain values as YAML, keeping their order."""
     text = yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
@@ -290,17 +305,17 @@ _OVERRIDE = 0
 """The line of what an override has set."""
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[_Key, int]]:
+def _read_yaml(path: Path, what: str = "the recipe") -> tuple[dict[str, Any], dict[_Key, int]]:
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(
-            f"cannot read the recipe ({error.strerror})",
+            f"cannot read {what} ({error.strerror})",
             where=str(path),
-            fix="Give CONFIG= or --config a YAML file.",
+            fix="Give CONFIG= or --config a YAML file." if what == "the recipe" else "Name a YAML file.",
         ) from None
     except UnicodeDecodeError:
-        raise UserError("the recipe is not UTF-8 text", where=str(path), fix="Save it as UTF-8.") from None
+        raise UserError(f"{what} is not UTF-8 text", where=str(path), fix="Save it as UTF-8.") from None
     try:
         node = yaml.compose(text, Loader=_Loader)
         values = yaml.load(text, Loader=_Loader)
@@ -313,7 +328,9 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[_Key, int]]:
         raise UserError(f"not valid YAML: {error}", where=str(path), fix="Mend the file.") from None
     if node is None or not isinstance(values, dict):
         raise UserError(
-            "a recipe is a YAML mapping of sections", where=str(path), fix="See configs/tiny/recipe.yaml."
+            f"a {what.removeprefix('the ')} is a YAML mapping of sections",
+            where=str(path),
+            fix="See configs/tiny/recipe.yaml, and configs/constitutions/ for constitutions.",
         )
     lines: dict[_Key, int] = {}
     try:

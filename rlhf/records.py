@@ -48,6 +48,7 @@ class Demonstration:
 
     prompt: str | Turns
     completion: str
+    annotator: str | None = None
     where: str = field(default="", compare=False, repr=False)
     """Where it was read, `file, line 41`; no part of the record."""
 
@@ -129,6 +130,8 @@ def to_json(record: Record) -> dict[str, Any]:
     values: dict[str, Any] = {"prompt": _prompt_json(record.prompt)}
     if isinstance(record, Demonstration):
         values["completion"] = record.completion
+        if record.annotator is not None:
+            values["annotator"] = record.annotator
     elif isinstance(record, Ranking):
         values["completions"] = list(record.completions)
         if record.ranks is not None:

@@ -8,7 +8,7 @@ import difflib
 import json
 import string
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from rlhf.config import SourceSettings
@@ -48,6 +48,11 @@ def _demonstration(prompt: str | Turns, completion: str) -> Demonstration:
     return Demonstration(prompt=usable_prompt(prompt), completion=usable_completion(completion))
 
 
+def _completed(fields: Fields) -> Demonstration:
+    made = _demonstration(fields.prompt(), fields.completion())
+    return replace(made, annotator=fields.optional_text("annotator") or None)
+
+
 def _prompt(prompt: str | Turns) -> Prompt:
     return Prompt(prompt=usable_prompt(prompt))
 
@@ -84,7 +89,7 @@ def _pair(fields: Fields) -> Ranking:
 
 
 DEMONSTRATIONS: tuple[Shape[Demonstration], ...] = (
-    Shape(("prompt", "completion"), lambda f: _demonstration(f.prompt(), f.completion())),
+    Shape(("prompt", "completion"), _completed, ("annotator",)),
     Shape(("messages",), lambda f: _demonstration(*f.conversation("messages"))),
     Shape(("question", "answer"), lambda f: _demonstration(_question(f), f.text("answer"))),
     Shape(("instruction", "output"), lambda f: _demonstration(_instruction(f), f.text("output")), ("input",)),

@@ -28,7 +28,7 @@ if arguments[:2] == ["-m", "venv"]:
 sys.exit(2 if os.environ.get("FAILS", "nothing") in arguments else 0)
 """
 STAGES = ["sft", "reward", "ppo"]
-LABELING = ["demonstrations", "samples", "rankings"]
+LABELING = ["demonstrations", "samples", "rankings", "constitution", "revisions", "preferences"]
 
 
 class Checkout:
@@ -160,7 +160,7 @@ def test_what_is_set_by_hand_comes_last(checkout: Checkout) -> None:
 
 def test_clean_is_for_what_a_run_makes_and_can_be_switched_off(checkout: Checkout) -> None:
     makers = checkout.calls(*STAGES, *LABELING, "VENV=none", "CLEAN=1")
-    assert [call[-1] for call in makers] == ["--clean"] * 6
+    assert [call[-1] for call in makers] == ["--clean"] * len(STAGES + LABELING)
     assert "--clean" not in checkout.calls("sft", "VENV=none", "CLEAN=0")[0]
     assert "--clean" not in checkout.calls("chat", "VENV=none", "CLEAN=1")[0]
 
@@ -201,6 +201,34 @@ def test_a_plan_is_told_of_the_devices_and_the_recipe(checkout: Checkout) -> Non
     [call] = checkout.calls("plan", "VENV=none", "CONFIG=mine.yaml", "SET=model.precision=bf16", *devices)
     assert call[2:5] == ["--config", "mine.yaml", "model.precision=bf16"]
     assert call[5:] == ["--gpus", "8", "--zero", "2", "--memory", "80", "--tokens", "1024"]
+
+
+@pytest.mark.parametrize(("labels", "file"), [("constitution", "rankings"), ("both", "mixed")])
+def test_labels_says_whose_labels_the_stages_read(
+    checkout: Checkout, tmp_path: Path, labels: str, file: str
+) -> None:
+    config = tmp_path / "recipe.yaml"
+    sources = "demonstrations: [{path: a}, {path: b}]"
+    config.write_text(f"model: {{scratch: {{}}}}\nsft: {{{sources}}}\nreward: {{rankings: [{{path: c}}]}}\n")
+    calls = checkout.calls(
+        "constitution", "sft", "reward", "VENV=none", f"CONFIG={config}", f"LABELS={labels}"
+    )
+    for call in calls:
+        [path, *overrides] = call[call.index("--config") + 1 :]
+        recipe = load_recipe(path, overrides).resolved
+        assert [source["path"] for source in recipe["sft"]["demonstrations"]] == [
+            "{run}/revisions/demonstrations.jsonl"
+        ]
+        assert [source["path"] for source in recipe["reward"]["rankings"]] == [
+            f"{{run}}/preferences/{file}.jsonl"
+        ]
+
+
+def test_labels_are_peoples_unless_it_is_said_otherwise(checkout: Checkout) -> None:
+    assert checkout.calls("sft", "VENV=none", "LABELS=people") == checkout.calls("sft", "VENV=none")
+    done = checkout.make("sft", "VENV=none", "LABELS=robots")
+    assert done.returncode == 2
+    assert "LABELS is people, constitution or both, not robots" in done.stderr
 
 
 def test_label_says_which_project_and_who(checkout: Checkout) -> None:

@@ -1,0 +1,1 @@
+"""Labels from a written constitution: a model criticizes, revises and compares answers by its principles."""

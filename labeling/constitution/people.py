@@ -1,0 +1,162 @@
+"""The constitution beside people: how far they agree, their rankings mixed, its ranks in their project."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from labeling.agreement import Ratings, agreement, cohen
+from labeling.constitution.asking import seed_of
+from labeling.constitution.opinions import log_odds, ranks_of
+from labeling.constitution.preferences import Judged
+from labeling.importing import ForeignLabel, Imported, enter
+from labeling.items import Item
+from labeling.judgements import Judgement, implied_pairs
+from labeling.labels import Label
+from labeling.policy import Policy
+from labeling.project import Project
+from rlhf.errors import UserError
+from rlhf.evaluation import Estimate, calibration_error, pair_accuracy
+from rlhf.records import Rank, Ranking
+
+PEOPLE = "people"
+
+
+@dataclass(frozen=True)
+class Beside:
+    """The constitution's preferences, compared with people's rankings of the same completions."""
+
+    items: int
+    """Items that both judged."""
+    pairs: int
+    """Pairs of completions that both judged."""
+    agreement: Estimate | None
+    """Share of those pairs of which both say the same, of the constitution its likelier side."""
+    kappa: Estimate | None
+    """Cohen's kappa of the same."""
+    same_order: Estimate | None
+    """Share of the pairs that people do not tie which the constitution puts in their order."""
+    calibration_error: float | None
+    """Of the probabilities, against the pairs that people do not tie."""
+    reliability: list[tuple[float, float, int]]
+    """Mean probability, share that people preferred, and pairs, of each tenth of probabilities."""
+
+
+def beside(judged: Sequence[Judged], people: Sequence[Ranking], annotator: str) -> Beside:
+    """Compare what both judged; where several people ranked an item, each ranking counts by itself."""
+    theirs: dict[str, list[tuple[Rank, ...]]] = {}
+    for ranking in people:
+        key = Item(prompt=ranking.prompt, completions=ranking.completions).key
+        theirs.setdefault(key, []).append(_ranks(ranking))
+    labels: list[Label] = []
+    points: list[tuple[float, float]] = []
+    owners: list[int] = []
+    shared = [each for each in judged if each.comparisons and each.item.key in theirs]
+    for number, each in enumerate(shared):
+        rankings = theirs[each.item.key]
+        own = ranks_of(each.comparisons, len(each.item.completions))
+        for copy, ranks in enumerate(rankings):
+            place = number * len(judged) + copy
+            labels += [_label(place, annotator, own), _label(place, PEOPLE, ranks)]
+            own_points = list(_points(each, ranks))
+            points += own_points
+            owners += [number] * len(own_points)
+    if not labels:
+        return Beside(0, 0, None, None, None, None, [])
+    ratings = Ratings.of(labels)
+    together = agreement(ratings)
+    margins, targets = [log_odds(p) for p, _ in points], [target for _, target in points]
+    ordered = [margin if target == 1 else -margin for margin, target in zip(margins, targets, strict=True)]
+    return Beside(
+        items=len(shared),
+        pairs=together.num_units,
+        agreement=together.pairwise,
+        kappa=cohen(ratings, annotator, PEOPLE),
+        same_order=pair_accuracy(ordered, owners),
+        calibration_error=calibration_error(margins, targets),
+        reliability=reliability(points),
+    )
+
+
+def reliability(points: Sequence[tuple[float, float]]) -> list[tuple[float, float, int]]:
+    """Of (probability, outcome): the mean of both and the number in each tenth that has any.
+
+    Each pair stands there in both directions, so the table is symmetric about one half.
+    """
+    both = [*points, *((1 - p, 1 - outcome) for p, outcome in points)]
+    table = []
+    for tenth in range(10):
+        inside = [(p, outcome) for p, outcome in both if min(9, int(p * 10)) == tenth]
+        if inside:
+            n = len(inside)
+            table.append((sum(p for p, _ in inside) / n, sum(o for _, o in inside) / n, n))
+    return table
+
+
+def mixed(own: Sequence[Ranking], people: Sequence[Ranking], share: float, *, seed: int) -> list[Ranking]:
+    """Both together, `share` of them people's: as many as that allows, in an order of chance."""
+    rng = Random(seed_of(seed, "people"))
+    total = min(len(own) / (1 - share), len(people) / share)
+    both = rng.sample(list(own), min(len(own), round(total * (1 - share))))
+    both += rng.sample(list(people), min(len(people), round(total * share)))
+    rng.shuffle(both)
+    return both
+
+
+def enter_ranks(location: str, judged: Sequence[Judged], annotator: str) -> Imported:
+    """Put the ranks into a labeling project, which is made if there is none, as one labeler's.
+
+    Entering them again adds nothing.
+
+    Raises:
+        UserError: the project cannot be used.
+    """
+    labels = [
+        ForeignLabel(
+            item=each.item,
+            labeler=annotator,
+            ranks=ranks_of(each.comparisons, len(each.item.completions)),
+            where="constitution",
+            comparisons=each.comparisons,
+        )
+        for each in judged
+        if each.comparisons
+    ]
+    with _project(location) as project:
+        return enter(project, labels)
+
+
+def _project(location: str) -> Project:
+    try:
+        return Project.open(location)
+    except UserError as error:
+        if "no labeling project" not in error.what:
+            raise
+        return Project.create(location, Policy())
+
+
+def _ranks(ranking: Ranking) -> tuple[Rank, ...]:
+    if ranking.ranks is not None:
+        return ranking.ranks
+    return ranks_of(ranking.comparisons or (), len(ranking.completions))
+
+
+def _points(judged: Judged, ranks: Sequence[Rank]) -> Iterator[tuple[float, float]]:
+    """(probability, 1 or 0) of every pair that people order."""
+    order = {(i, j): better for i, j, better in implied_pairs(ranks)}
+    for first, second, probability in judged.comparisons:
+        better = order.get((first, second), 0)
+        if better:
+            yield probability, float(better > 0)
+
+
+def _label(item_id: int, labeler: str, ranks: Sequence[Rank]) -> Label:
+    return Label(
+        event_id=0,
+        item_id=item_id,
+        labeler_id=int(labeler == PEOPLE),
+        labeler=labeler,
+        judgement=Judgement(tuple(ranks)),
+        at=0.0,
+        seconds=None,
+        late=False,
+    )

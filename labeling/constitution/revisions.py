@@ -1,0 +1,225 @@
+"""The supervised stage: a model answers, criticizes its answer by a principle, revises it, and again.
+
+Prompts go through it side by side, one kind of question after the other: all responses, then all critiques of
+the first round, all revisions, and so on. What is asked is a function of the seed and the prompt, so a stage
+that was interrupted asks the same questions again, finds most answers in the cache, and ends the same.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any
+
+from labeling.constitution import questions
+from labeling.constitution.asking import Model, Request, Written, as_turns, seed_of, written
+from labeling.constitution.config import RevisionsSettings, TextSettings
+from labeling.constitution.constitution import Constitution, Principle
+from labeling.constitution.prompts import Asked
+from rlhf.records import Demonstration, Prompt, Turns, prompt_key, to_json
+
+GIVEN = "given"
+"""The model of responses that came from a file."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One critique and one revision, with all that they came from."""
+
+    number: int
+    principle: str
+    critique_seed: int
+    revision_seed: int
+    critique: Written | None
+    revision: Written | None
+    """None where the model gave nothing that can be used: the text before stands."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A prompt, its first response, and the rounds it went through."""
+
+    asked: Asked
+    number: int
+    """How often its prompt had stood there before: tells equal ones apart."""
+    response: Written
+    model: str
+    """Who wrote the response."""
+    seed: int | None
+    rounds: tuple[Round, ...] = field(default=())
+
+    @property
+    def texts(self) -> list[str]:
+        """The response and, for each round, what stands after it."""
+        texts = [self.response.text]
+        for each in self.rounds:
+            texts.append(texts[-1] if each.revision is None else each.revision.text)
+        return texts
+
+
+@dataclass(frozen=True)
+class Reviser:
+    """Who asks whom, and by what."""
+
+    constitution: Constitution
+    writer: Model
+    feedback: Model
+    settings: RevisionsSettings
+    num_examples: int
+    seed: int
+
+    def respond(self, prompts: Sequence[Asked]) -> list[Draft]:
+        """First responses by the writer; a prompt to which it has no usable answer is left out."""
+        numbers = _occurrences([asked.prompt for asked in prompts])
+        seeds = [
+            seed_of("response", self.seed, number, prompt_key(asked.prompt))
+            for number, asked in zip(numbers, prompts, strict=True)
+        ]
+        requests = [
+            _writing(as_turns(asked.prompt), self.settings.text, seed)
+            for asked, seed in zip(prompts, seeds, strict=True)
+        ]
+        answers = written(self.writer.ask(requests, "responses"))
+        return [
+            Draft(asked, number, answer, self.writer.name, seed)
+            for asked, number, answer, seed in zip(prompts, numbers, answers, seeds, strict=True)
+            if answer is not None
+        ]
+
+    def revise(self, drafts: Sequence[Draft]) -> list[Draft]:
+        """Every draft after all rounds."""
+        drafts = list(drafts)
+        for number in range(1, self.settings.rounds + 1):
+            drafts = self._round(drafts, number)
+        return drafts
+
+    def _round(self, drafts: Sequence[Draft], number: int) -> list[Draft]:
+        text = self.settings.text
+        principles = [self._principle(draft, number) for draft in drafts]
+        asked = [
+            questions.critique(
+                self.constitution, principle, draft.asked.prompt, draft.texts[-1], self.num_examples
+            )
+            for draft, principle in zip(drafts, principles, strict=True)
+        ]
+        seeds = [self._seeds(draft, number) for draft in drafts]
+        criticizing = [_writing(turns, text, first) for turns, (first, _) in zip(asked, seeds, strict=True)]
+        critiques = written(self.feedback.ask(criticizing, f"critiques, round {number}"))
+        revising = {
+            place: _writing(
+                questions.revision(asked[place], found.text, principles[place]), text, seeds[place][1]
+            )
+            for place, found in enumerate(critiques)
+            if found is not None
+        }
+        answers = written(self.feedback.ask(list(revising.values()), f"revisions, round {number}"))
+        revisions = dict(zip(revising, answers, strict=True))
+        return [
+            replace(
+                draft,
+                rounds=(
+                    *draft.rounds,
+                    Round(number, principles[n].id, *seeds[n], critiques[n], revisions.get(n)),
+                ),
+            )
+            for n, draft in enumerate(drafts)
+        ]
+
+    def _principle(self, draft: Draft, number: int) -> Principle:
+        [principle] = self.constitution.draw(1, Random(seed_of("principle", *self._place(draft, number))))
+        return principle
+
+    def _seeds(self, draft: Draft, number: int) -> tuple[int, int]:
+        place = self._place(draft, number)
+        return seed_of("critique", *place), seed_of("revision", *place)
+
+    def _place(self, draft: Draft, number: int) -> tuple[object, ...]:
+        """What tells this round of this draft from every other, whatever other prompts there are."""
+        return (self.seed, draft.number, prompt_key(draft.asked.prompt), number)
+
+
+def given(demonstrations: Sequence[Demonstration], *, group: str) -> list[Draft]:
+    """Drafts of responses that somebody else wrote."""
+    return [
+        Draft(Asked(each.prompt, group), number, Written(text=each.completion.strip()), GIVEN, None)
+        for number, each in zip(_occurrences([d.prompt for d in demonstrations]), demonstrations, strict=True)
+    ]
+
+
+def demonstrations(
+    drafts: Sequence[Draft], settings: RevisionsSettings, annotator: str
+) -> list[Demonstration]:
+    """The revisions as demonstrations: of all rounds or the last; equal ones of a prompt count once.
+
+    A plain prompt and its completion are concatenated, so the space that stood between them is kept.
+    """
+    found: dict[tuple[str, str], Demonstration] = {}
+    for draft in drafts:
+        kept = [each.revision.text for each in draft.rounds if each.revision is not None]
+        for text in kept if settings.keep == "all" else kept[-1:]:
+            prompt = draft.asked.prompt
+            glue = " " if isinstance(prompt, str) and not prompt[-1:].isspace() else ""
+            found.setdefault(
+                (prompt_key(prompt), text),
+                Demonstration(prompt=prompt, completion=glue + text, annotator=annotator),
+            )
+    return list(found.values())
+
+
+def mixed(
+    own: Sequence[Demonstration], helpful: Sequence[Demonstration], share: float, *, seed: int
+) -> list[Demonstration]:
+    """Both together, `share` of them helpful ones: as many as that allows, in an order of chance."""
+    rng = Random(seed_of(seed, "mixture"))
+    if helpful:
+        total = min(len(own) / (1 - share), len(helpful) / share)
+        own = rng.sample(list(own), min(len(own), round(total * (1 - share))))
+        helpful = rng.sample(list(helpful), min(len(helpful), round(total * share)))
+    both = [*own, *helpful]
+    rng.shuffle(both)
+    return both
+
+
+def record(draft: Draft, reviser: Reviser, annotator: str) -> dict[str, Any]:
+    """A draft as JSON: every text, with what it came from."""
+    text = reviser.settings.text.model_dump(mode="json")
+    return {
+        **to_json(Prompt(prompt=draft.asked.prompt)),
+        "group": draft.asked.group,
+        "annotator": annotator,
+        "response": {**_text(draft.response), "model": draft.model, "seed": draft.seed},
+        "rounds": [
+            {
+                "round": each.number,
+                "principle": each.principle,
+                "critique": _text(each.critique) | {"seed": each.critique_seed},
+                "revision": _text(each.revision) | {"seed": each.revision_seed},
+            }
+            for each in draft.rounds
+        ],
+        "model": reviser.feedback.name,
+        "sampling": text,
+    }
+
+
+def _occurrences(prompts: Sequence[str | Turns]) -> list[int]:
+    """How often each prompt has stood there before."""
+    seen: Counter[str] = Counter()
+    numbers = []
+    for prompt in prompts:
+        key = prompt_key(prompt)
+        numbers.append(seen[key])
+        seen[key] += 1
+    return numbers
+
+
+def _text(found: Written | None) -> dict[str, Any]:
+    return (
+        {"text": None, "logprob": None} if found is None else {"text": found.text, "logprob": found.logprob}
+    )
+
+
+def _writing(turns: Turns, settings: TextSettings, seed: int) -> Request:
+    return Request(
+        messages=turns, max_tokens=settings.max_tokens, temperature=settings.temperature, seed=seed
+    )

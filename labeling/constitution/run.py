@@ -1,0 +1,289 @@
+"""The two stages at work: from prompts or completions to published labels and a report."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from labeling.constitution import people, preferences, revisions
+from labeling.constitution.asking import Model
+from labeling.constitution.cache import Cache
+from labeling.constitution.config import (
+    ConstitutionSettings,
+    FeedbackSettings,
+    PreferencesSettings,
+    RevisionsSettings,
+)
+from labeling.constitution.constitution import Constitution
+from labeling.constitution.figures import Figures, preference_figures, revision_figures, running_figures
+from labeling.constitution.prompts import read_grouped
+from labeling.constitution.report import preferences_page, revisions_page
+from labeling.constitution.stages import completions_file, model_folder
+from labeling.items import Item, read_items
+from rlhf.accounts import Account
+from rlhf.artifacts import StageRun, Writer
+from rlhf.config import Recipe
+from rlhf.distributed import start_process
+from rlhf.errors import UserError
+from rlhf.manifest import json_value
+from rlhf.records import Demonstration, Ranking, write_jsonl
+from rlhf.scorers import load_scorer
+from rlhf.sources import read_demonstrations, read_rankings
+from rlhf.tracking import print_result
+
+DEMONSTRATIONS, RANKINGS, MIXED = "demonstrations.jsonl", "rankings.jsonl", "mixed.jsonl"
+REVISIONS, COMPARISONS = "revisions.jsonl", "comparisons.jsonl"
+REPORT, FIGURES = "report.html", "report.json"
+
+
+@dataclass
+class Running:
+    """A stage at work: who is asked, and where answers are kept."""
+
+    recipe: Recipe
+    settings: ConstitutionSettings
+    constitution: Constitution
+    stage: StageRun
+    caches: dict[str, Cache]
+    """One for each model: what is asked of it is counted by itself."""
+    feedback: Model
+    writer: Model
+
+    @staticmethod
+    def open(
+        recipe: Recipe,
+        settings: ConstitutionSettings,
+        constitution: Constitution,
+        stage: StageRun,
+        *,
+        clean: bool,
+    ) -> "Running":
+        """Open the cache and the models; what earlier attempts have counted goes on being counted."""
+        path = Path(settings.cache.replace("{run}", str(recipe.run_folder)))
+        caches, models = {}, {}
+        for role, model in (("feedback", settings.feedback), ("writer", settings.writer)):
+            if model is not None:
+                caches[role] = Cache(path, scope=f"{recipe.run_folder}/{stage.stage}/{role}")
+                if clean:
+                    caches[role].forget_counts()
+                models[role] = open_model(model, recipe, caches[role])
+        feedback = models["feedback"]
+        return Running(
+            recipe, settings, constitution, stage, caches, feedback, models.get("writer", feedback)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for cache in self.caches.values():
+            cache.__exit__(kind, error, trace)
+
+    def make(self, part: RevisionsSettings | PreferencesSettings) -> None:
+        """Do the stage's work and publish it."""
+        if isinstance(part, RevisionsSettings):
+            self._make_revisions(part)
+        else:
+            self._make_preferences(part)
+
+    @property
+    def seed(self) -> int:
+        return self.recipe.run.seed
+
+    def _make_revisions(self, part: RevisionsSettings) -> None:
+        account = Account()
+        reviser = revisions.Reviser(
+            self.constitution, self.writer, self.feedback, part, self.settings.num_examples, self.seed
+        )
+        drafts = reviser.revise(self._first_drafts(reviser, part, account))
+        annotator = self.constitution.annotator
+        own = revisions.demonstrations(drafts, part, annotator)
+        if not own:
+            raise UserError(
+                "no revision came of it",
+                where="labeling.constitution.revisions",
+                fix="Choose another feedback model.",
+            )
+        helpful = self._demonstrations(part.helpful, account)
+        both = revisions.mixed(own, helpful, part.helpful_share, seed=self.seed)
+        account.print("revisions")
+        score = load_scorer(part.scorer) if part.scorer else None
+        found = {"revisions": revision_figures(drafts, self.constitution, score)} | self._took()
+        num_own = sum(each.annotator == annotator for each in both)
+        counts = {"demonstrations": len(both), "demonstrations_by_constitution": num_own}
+        self._publish(
+            {
+                DEMONSTRATIONS: lambda path: write_jsonl(path, both),
+                REVISIONS: _lines(revisions.record(draft, reviser, annotator) for draft in drafts),
+                REPORT: _text(revisions_page(found, drafts, self.constitution, self.feedback.name)),
+            },
+            found | counts,
+            account,
+        )
+        first, last = found["revisions"]["rounds"][0], found["revisions"]["rounds"][-1]
+        rows = [
+            ("responses revised, rounds", f"{len(drafts):,}, {part.rounds}"),
+            ("demonstrations, of these revisions", f"{len(both):,}, {num_own:,}"),
+            ("words, response and last revision", f"{first['words_mean']:.1f} → {last['words_mean']:.1f}"),
+            ("evasive", f"{first['evasive_share']:.1%} → {last['evasive_share']:.1%}"),
+            *_score_row(first, last),
+        ]
+        self._print(rows, DEMONSTRATIONS, "sft LABELS=constitution")
+
+    def _first_drafts(
+        self, reviser: revisions.Reviser, part: RevisionsSettings, account: Account
+    ) -> list[revisions.Draft]:
+        drafts = revisions.given(self._demonstrations(part.responses, account), group="given responses")
+        if part.prompts:
+            asked, read = read_grouped(part.prompts, seed=self.seed, run_folder=self.recipe.run_folder)
+            account.merge(read)
+            drafts += reviser.respond(asked)
+        return drafts
+
+    def _make_preferences(self, part: PreferencesSettings) -> None:
+        account = Account()
+        comparer = preferences.Comparer(
+            self.constitution, self.feedback, part, self.settings.num_examples, self.seed
+        )
+        judged = comparer.judge(self._items(part, account))
+        annotator = self.constitution.annotator
+        rankings = [each.ranking(annotator, hard=part.labels == "hard") for each in judged]
+        own = [ranking for ranking in rankings if ranking is not None]
+        if not own:
+            raise UserError(
+                "no pair has an answer in both orders",
+                where="labeling.constitution.preferences",
+                fix="Choose another feedback model, or another way of reading choices (`answers`).",
+            )
+        humans = self._rankings(part.people, account)
+        if account.read():
+            account.print("preferences")
+        beside = people.beside(judged, humans, annotator) if humans else None
+        score = load_scorer(part.scorer) if part.scorer else None
+        found = {"preferences": preference_figures(judged, beside, score)} | self._took()
+        writers: dict[str, Writer] = {
+            RANKINGS: lambda path: write_jsonl(path, own),
+            COMPARISONS: _lines(
+                row for each in judged for row in preferences.records(each, self.feedback, annotator)
+            ),
+            REPORT: _text(preferences_page(found, judged, self.constitution, self.feedback.name)),
+        }
+        if humans:
+            both = people.mixed(own, humans, part.people_share, seed=self.seed)
+            writers[MIXED] = lambda path: write_jsonl(path, both)
+        if part.project is not None:
+            entered = people.enter_ranks(part.project, judged, annotator)
+            print(f"preferences: {entered.labels:,} new labels by {annotator} in {part.project}")
+        self._publish(writers, found | {"rankings": len(own)}, account)
+        self._print(_preference_rows(found["preferences"]), RANKINGS, "reward LABELS=constitution")
+
+    def _items(self, part: PreferencesSettings, account: Account) -> list[Item]:
+        path = completions_file(part, self.recipe.run_folder)
+        if path is not None:
+            return read_items(path)[: part.limit]
+        asked, read = read_grouped(part.prompts, seed=self.seed, run_folder=self.recipe.run_folder)
+        account.merge(read)
+        items = preferences.write_completions(asked[: part.limit], self.writer, part, seed=self.seed)
+        if not items:
+            raise UserError(
+                "no prompt got two answers",
+                where="labeling.constitution.preferences.prompts",
+                fix="Choose another writer, or allow longer answers (`text.max_tokens`).",
+            )
+        return items
+
+    def _demonstrations(self, sources: Sequence[Any], account: Account) -> list[Demonstration]:
+        if not sources:
+            return []
+        found, read = read_demonstrations(sources, seed=self.seed, run_folder=self.recipe.run_folder)
+        account.merge(read)
+        return found
+
+    def _rankings(self, sources: Sequence[Any], account: Account) -> list[Ranking]:
+        if not sources:
+            return []
+        found, read = read_rankings(sources, seed=self.seed, run_folder=self.recipe.run_folder)
+        account.merge(read)
+        return found
+
+    def _took(self) -> Figures:
+        """What the feedback model's answers took, and the writer's where it is another."""
+        found = {
+            "running": running_figures(self.caches["feedback"].counts(), self.settings.feedback.endpoint)
+        }
+        if self.settings.writer is not None:
+            counts = self.caches["writer"].counts()
+            found["writing"] = running_figures(counts, self.settings.writer.endpoint)
+        return found
+
+    def _publish(self, writers: Mapping[str, Writer], found: Figures, account: Account) -> None:
+        values = json_value({"annotator": self.constitution.annotator, "model": self.feedback.name} | found)
+        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        self.stage.publish({**writers, FIGURES: _text(text)}, metrics=values, accounts=account.to_json())
+
+    def _print(self, rows: list[tuple[str, str]], records: str, target: str) -> None:
+        folder, took = self.stage.folder, self._took().values()
+        answers, failed = sum(t["answers"] for t in took), sum(sum(t["failures"].values()) for t in took)
+        rows.append(("answers, attempts that failed", f"{answers:,}, {failed:,}"))
+        rows += [("records", str(folder / records)), ("report", str(folder / REPORT))]
+        print_result(self.stage.stage, rows, self.stage.next_command(target))
+
+
+def open_model(settings: FeedbackSettings, recipe: Recipe, cache: Cache) -> Model:
+    """The model that the settings describe; nothing is asked yet."""
+    if settings.endpoint is not None:
+        from labeling.constitution.served import ServedModel
+
+        return ServedModel(settings.endpoint, cache)
+    from labeling.constitution.local import LocalModel
+
+    assert settings.local is not None
+    folder = model_folder(settings.local.path, recipe.run_folder)
+    return LocalModel(settings.local, folder, start_process(recipe.run), cache)
+
+
+def _preference_rows(found: Figures) -> list[tuple[str, str]]:
+    rows = [
+        ("items, pairs with an answer", f"{found['items']:,}, {found['pairs_decided']:,}"),
+        ("both orders agree", _share(found["consistent_share"])),
+        ("position bias, log-odds", f"{found['bias_log_odds']:+.3f}"),
+        ("entropy of a label, bits", f"{found['entropy_bits_mean']:.3f}"),
+    ]
+    if "scorer" in found:
+        rows.append(("pairs in the scorer's order", _share(found["scorer"]["accuracy"])))
+    if "people" in found:
+        same = found["people"]["same_order"]
+        rows.append(
+            ("pairs in people's order", "none to compare" if same is None else f"{same['value']:.1%}")
+        )
+    return rows
+
+
+def _score_row(first: Figures, last: Figures) -> list[tuple[str, str]]:
+    if first["score_mean"] is None:
+        return []
+    return [("score", f"{first['score_mean']:.3f} → {last['score_mean']:.3f}")]
+
+
+def _share(value: float | None) -> str:
+    return "not determined" if value is None else f"{value:.1%}"
+
+
+def _text(text: str) -> Writer:
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+
+    return write
+
+
+def _lines(rows: Any) -> Writer:
+    def write(path: Path) -> None:
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    return write
