@@ -243,7 +243,7 @@ def open_model(settings: FeedbackSettings, recipe: Recipe, cache: Cache) -> Mode
 
     assert settings.local is not None
     folder = model_folder(settings.local.path, recipe.run_folder)
-    return LocalModel(settings.local, folder, start_process(recipe.run), cache)
+    return LocalModel(settings.local, folder, start_process(recipe.run).device, cache)
 
 
 def _preference_rows(found: Figures) -> list[tuple[str, str]]:
