@@ -89,7 +89,7 @@ recipe = --config $(call quoted,$(CONFIG)) $(overrides)
 clean = $(if $(filter-out 0,$(CLEAN)),--clean)
 
 # One process without DeepSpeed is a plain Python; everything else goes through accelerate's launcher.
-launched = $(filter-out 1,$(GPUS))$(filter-out 1,$(NODES))$(filter-out 0,$(ZERO))
+launched = $(filter-out 1,$(GPUS))$(filter-out 1,$(NODES))$(filter-out 0,$(ZERO) $(OFFLOAD))
 launch = $(if $(strip $(launched)),rlhf.launch $(if $(GPUS),--gpus $(call quoted,$(GPUS))) \
          $(if $(ZERO),--zero $(call quoted,$(ZERO))) $(if $(filter-out 0,$(OFFLOAD)),--offload) \
          $(if $(NODES),--nodes $(call quoted,$(NODES))) $(if $(NODE_RANK),--node-rank $(call quoted,$(NODE_RANK))) \

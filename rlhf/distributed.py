@@ -290,7 +290,14 @@ def newest_checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
     step = _team.lead(look)
     if found or step is None:
         return found[0] if found else None
-    return checkpoints.load(folder, step)
+    checkpoint = checkpoints.load(folder, step)
+    if checkpoint is None:
+        raise UserError(
+            f"rank {_team.rank} cannot read the checkpoint of step {step} that rank 0 goes on from",
+            where=str(folder),
+            fix="All ranks must see the same files; start again when they do.",
+        )
+    return checkpoint
 
 
 def team_rng_tensors() -> dict[str, Tensor]:

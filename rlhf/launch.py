@@ -7,22 +7,33 @@ gives the stage's exit status instead of a traceback of the launcher.
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rlhf.errors import EXIT_LOST, EXIT_PREEMPTED, EXIT_USER_ERROR, UserError, run_command
+from rlhf.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_LOST,
+    EXIT_PREEMPTED,
+    EXIT_USER_ERROR,
+    UserError,
+    run_command,
+)
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "accelerate"
 _FOLLOWED = (EXIT_LOST, -15)
 """How ranks end that only follow another: they lost it, or were told to end."""
+_SHUTDOWN_SECONDS = 45
+"""How long ranks that are told to end may take to save; then they are killed."""
 
 
 def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     command = launch_arguments(arguments)
     # Signals that announce the end of the machine go on to the ranks, which save.
-    os.environ.setdefault("TORCHELASTIC_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGUSR1")
+    os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_SECONDS))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.gpus)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # `report` says it in one line
     from accelerate.commands.launch import launch_command, launch_command_parser
@@ -33,8 +44,8 @@ def main(argv: Sequence[str]) -> int:
         launch_command(launch_command_parser().parse_args(command))
     except ChildFailedError as error:
         return report({rank: failure.exitcode for rank, failure in error.failures.items()}, arguments.stage)
-    except SignalException:
-        return EXIT_PREEMPTED
+    except SignalException as error:
+        return EXIT_INTERRUPTED if error.sigval == signal.SIGINT else EXIT_PREEMPTED
     return 0
 
 
@@ -76,7 +87,8 @@ def report(exit_codes: Mapping[int, int], stage: str) -> int:
         ranks = ", ".join(map(str, sorted(exit_codes)))
         print(f"{stage}: rank {ranks} lost a rank of another node, whose launcher says more", file=sys.stderr)
         return EXIT_LOST
-    first = min(own)
+    # Ranks that were told to end because another failed may have saved, or had to be killed: neither is why.
+    first = min(own, key=lambda rank: (own[rank] == EXIT_PREEMPTED, own[rank] == -signal.SIGKILL, rank))
     for rank, code in sorted(own.items()):
         if code not in (EXIT_USER_ERROR, EXIT_PREEMPTED):  # these ranks have said what there is to say
             how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"

@@ -7,7 +7,6 @@ at the block's end. Further signals change nothing: the first one is being obeye
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +34,8 @@ class _Notice:
             return
         self.signal_name = signal.Signals(number).name
         if os.environ.get("RANK", "0") == "0":
-            print(f"{self.signal_name}: saving, then ending", file=sys.stderr, flush=True)
+            # Not print: a write to stderr may be what the signal has interrupted.
+            os.write(2, f"{self.signal_name}: saving, then ending\n".encode())
         self.raise_if_due()
 
     def raise_if_due(self) -> None:

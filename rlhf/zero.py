@@ -61,7 +61,7 @@ def check_launch(stage: int, *, max_grad_norm: float | None, precision: Precisio
         ("mixed_precision", told("ACCELERATE_MIXED_PRECISION", "no"), ["no"]),
         ("deepspeed_config_file", told("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none"), ["none"]),
     ):
-        is_same_norm = name == "gradient_clipping" and value not in wanted and float(value) == max_grad_norm
+        is_same_norm = name == "gradient_clipping" and _is_number(value, max_grad_norm)
         if value.lower() not in wanted and not is_same_norm:
             raise UserError(
                 f"the launcher says `{name}: {value}`, and that is for the recipe to say",
@@ -69,6 +69,13 @@ def check_launch(stage: int, *, max_grad_norm: float | None, precision: Precisio
                 fix=f"Leave `{name}` out of it. The recipe has max_grad_norm, batch_size, micro_batch_* and "
                 "model.precision; configs/accelerate/ has files that agree.",
             )
+
+
+def _is_number(text: str, number: float | None) -> bool:
+    try:
+        return float(text) == number
+    except ValueError:
+        return False
 
 
 def start_deepspeed(device: torch.device) -> None:
@@ -182,15 +189,16 @@ class ZeroOptimization(Optimization):
         names = {id(parameter): name for name, parameter in self.named.items()}
         groups = [({names[id(p)]: named[names[id(p)]] for p in group}, 0.0) for group in self._groups]
         mirror = Optimization(groups, max_grad_norm=self.max_grad_norm)
-        for ours, theirs, flat in zip(
-            self.optimizer.param_groups, mirror.optimizer.param_groups, self._flats(), strict=True
+        for ours, theirs, flat, group in zip(
+            self.optimizer.param_groups,
+            mirror.optimizer.param_groups,
+            self._flats(),
+            self._groups,
+            strict=True,
         ):
             theirs.update({key: value for key, value in ours.items() if key not in ("params", "idle")})
             step = self.optimizer.state[flat[0]]["step"]
-            for name in (
-                names[id(parameter)]
-                for parameter in self._groups[mirror.optimizer.param_groups.index(theirs)]
-            ):
+            for name in (names[id(parameter)] for parameter in group):
                 moments = {
                     key: safe_get_full_optimizer_state(self.named[name], key).clone() for key in _MOMENTS
                 }

@@ -45,7 +45,14 @@ def launch(root: Path, runs: Path, name: str, *variables: str, settings: str = "
 
 def rank_process(make: "subprocess.Popen[str]", rank: int) -> psutil.Process:
     children = psutil.Process(make.pid).children(recursive=True)
-    return next(child for child in children if child.environ().get("RANK") == str(rank))
+    return next(child for child in children if _rank_of(child) == str(rank))
+
+
+def _rank_of(process: psutil.Process) -> str:
+    try:
+        return str(process.environ().get("RANK"))
+    except psutil.Error:  # it has ended meanwhile
+        return ""
 
 
 def test_a_launched_stage_gives_what_one_process_gives(root: Path, runs: Path) -> None:

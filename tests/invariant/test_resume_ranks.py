@@ -29,6 +29,7 @@ def out(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         capture_output=True,
         text=True,
+        timeout=1500,  # a hang, not a slow machine
     )
     assert done.returncode == 0, done.stderr[-5000:]
     return folder
