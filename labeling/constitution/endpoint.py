@@ -99,8 +99,10 @@ class Endpoint:
                     async with asyncio.TaskGroup() as group:
                         for _ in range(min(self._settings.concurrency, len(calls))):
                             group.create_task(work())
-                except* UserError as errors:
-                    raise _first(errors) from None
+                except BaseExceptionGroup as errors:  # Python 3.11.2 puts what `except*` raises in a group
+                    if (mistakes := errors.subgroup(UserError)) is None:
+                        raise
+                    raise _first(mistakes) from None
 
     async def _settle(self, http: aiohttp.ClientSession, key: str, call: Call) -> None:
         """Make one call until its answer is in the cache, or it is clear that there will be none.
