@@ -55,9 +55,8 @@ class LocalModel:
             with progress(len(unknown), desc) as bar:
 
                 def keep(request: Request, answer: Answer | None) -> None:
-                    counts = {"requests": 1, "answers": int(answer is not None)}
-                    counts["too_long"] = int(answer is None)
-                    self._cache.put(key_of(self.name, request.content), _to_json(answer), counts)
+                    key = key_of(self.name, request.content)
+                    self._cache.put(key, _to_json(answer), {"requests": 1} | _counts(answer))
                     bar.update()
 
                 self._answer(_chunks(list(unknown.values()), self._settings.batch_size * _AT_ONCE), keep)
@@ -214,6 +213,15 @@ def _chunks(requests: list[Request], size: int) -> list[Chunk]:
     """Requests of one kind together, in chunks."""
     ordered = sorted(requests, key=lambda each: (bool(each.options), each.max_tokens))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def _counts(answer: Answer | None) -> dict[str, int]:
+    """An empty text is of no use, and asked again the model would say the same."""
+    if answer is None:
+        return {"too_long": 1}
+    if isinstance(answer, Written) and not answer.text:
+        return {"unusable_answer": 1, "unanswered": 1}
+    return {"answers": 1}
 
 
 def _to_json(answer: Answer | None) -> object:
