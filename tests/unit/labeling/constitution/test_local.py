@@ -131,6 +131,17 @@ def test_an_empty_text_is_counted_as_unusable_and_not_as_an_answer(folder: Path,
     assert (figures["answers"], figures["unanswered"]) == (200 - empty, empty)
 
 
+def test_a_model_of_broken_weights_is_said_and_nothing_is_kept_of_it(folder: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    torch.nn.init.constant_(model.lm_head.weight, float("nan"))
+    model.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "broken")
+    with pytest.raises(UserError, match="not finite numbers"):
+        ask(tmp_path / "broken", tmp_path / "a.sqlite", CHOICES)
+    with Cache(tmp_path / "a.sqlite", scope="test") as cache:
+        assert cache.counts() == {}
+
+
 def test_a_model_without_a_chat_template_is_asked_in_plain_text(folder: Path, tmp_path: Path) -> None:
     found = ask(folder, tmp_path / "a.sqlite", [CHOICES[0], TEXTS[0]], chat_template=None)
     assert isinstance(found[0], Chosen)
