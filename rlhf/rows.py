@@ -20,6 +20,8 @@ from rlhf.hub import check_hub
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 COLUMNAR = (".csv", ".parquet")
+MIXED = "{run}/preferences/mixed.jsonl"
+"""The constitution's rankings and people's: made only where people's are named."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BOM = b"\xef\xbb\xbf"
@@ -43,7 +45,17 @@ def local_file(source: SourceSettings, run_folder: Path) -> Path | None:
         raise UserError(f"files that end in `{path.suffix}` cannot be read", where=str(path), fix=fix)
     if path.suffix.lower() not in FORMATS and _HUB_ID.fullmatch(source.path):
         return None
-    raise UserError("there is no such file", where=str(path), fix=fix)
+    raise UserError("there is no such file", where=str(path), fix=_made_by_the_run(source.path) or fix)
+
+
+def _made_by_the_run(path: str) -> str | None:
+    """The way to a file that the run makes itself."""
+    if "{run}" not in path:
+        return None
+    fix = "A stage of this run makes it: run that one first."
+    if path == MIXED:
+        fix += " `make preferences` does where `labeling.constitution.preferences.people` names rankings."
+    return fix
 
 
 def file_rows(path: Path) -> Iterator[tuple[str, Any]]:

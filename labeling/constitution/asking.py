@@ -87,6 +87,8 @@ def normalized(logprobs: Sequence[float]) -> list[float]:
 def log_sum(values: Sequence[float]) -> float:
     """Logarithm of the sum of what `values` are logarithms of."""
     highest = max(values)
+    if highest == -math.inf:
+        return highest
     return highest + math.log(sum(math.exp(value - highest) for value in values))
 
 

@@ -59,9 +59,14 @@ class Cache:
         return None if row is None else json.loads(row[0])
 
     def put(self, key: str, answer: Any, counts: Mapping[str, int]) -> None:
-        """Keep an answer, and what it took, both or neither."""
+        """Keep an answer, and what it took, both or neither.
+
+        Raises:
+            ValueError: a number in it is not finite.
+        """
+        text = json.dumps(answer, allow_nan=False)
         with self._transaction():
-            self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, json.dumps(answer)))
+            self._database.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, text))
             self._add(counts)
 
     def count(self, **counts: int) -> None:

@@ -44,6 +44,8 @@ class EndpointSettings(Settings):
     """
     text_logprobs: bool = True
     """Ask for the log-probabilities of texts, too, for the record; some endpoints refuse to."""
+    length_field: Literal["max_tokens", "max_completion_tokens"] = setting("max_tokens", semantic=False)
+    """What the endpoint calls the longest answer: some hosted models know the second name only."""
     votes: int = setting(8, ge=1)
     """Answers that are sampled for a choice where it is read from votes."""
     vote_tokens: int = setting(8, ge=1)
@@ -64,6 +66,12 @@ class EndpointSettings(Settings):
     """The stage stops before a request once it has spent so much."""
     max_tokens: int | None = setting(None, semantic=False, gt=0)
     """The stage stops before a request once it has used so many tokens, input and output together."""
+
+    @model_validator(mode="after")
+    def _costs_something(self) -> "EndpointSettings":
+        if self.max_cost is not None and not self.input_price and not self.output_price:
+            raise ValueError("`max_cost` needs `input_price` or `output_price`: without any, nothing costs")
+        return self
 
 
 class FeedbackSettings(Settings):

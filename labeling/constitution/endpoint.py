@@ -126,6 +126,7 @@ class Endpoint:
             in_a_row = 0
             if answer is not None:
                 self._cache.put(key, answer, counts | {"answers": 1, "retries": int(attempt > 0)})
+                self._check_tokens_are_told(counts)
                 return
             unusable += 1
             self._cache.count(**counts, unusable_answer=1, retries=int(attempt > 0))
@@ -159,6 +160,10 @@ class Endpoint:
                     raise self._refusal(reply.status, text, reply.headers.get("Retry-After", ""))
         except TimeoutError as error:
             raise FailedError("timed_out") from error
+        except aiohttp.InvalidURL:
+            raise UserError(
+                "this is no URL of an endpoint", where=self._settings.url, fix="Correct `url`, port included."
+            ) from None
         except aiohttp.ClientConnectorError as error:
             if not self._reached:
                 raise self._unreachable(error) from None
@@ -167,10 +172,11 @@ class Endpoint:
             raise FailedError("connection_lost", str(error)) from error
         try:
             found = json.loads(text)
-            answer = call.read(found)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise FailedError("broken_json") from error
-        except (KeyError, IndexError, TypeError, AttributeError):
+        try:
+            answer = call.read(found)
+        except (LookupError, TypeError, AttributeError, ValueError, OverflowError):
             answer = None  # JSON, and not in the shape of a reply
         return answer, {"requests": 1, **_tokens(found)}
 
@@ -210,6 +216,22 @@ class Endpoint:
         money = cost(settings, read, written)
         if settings.max_cost is not None and money >= settings.max_cost:
             raise _over(f"{money:.4f}", settings, "max_cost")
+
+    def _check_tokens_are_told(self, counts: Mapping[str, int]) -> None:
+        """A budget holds only where replies say what they took.
+
+        Raises:
+            UserError: there is a budget, and this one did not.
+        """
+        name = "max_tokens" if self._settings.max_tokens is not None else "max_cost"
+        if getattr(self._settings, name) is None or counts["input_tokens"] or counts["output_tokens"]:
+            return
+        raise UserError(
+            f"its replies do not say how many tokens they took (`usage`), so `{name}` cannot be kept",
+            where=self._settings.url,
+            fix="Unset `max_cost` and `max_tokens` to go on without a budget (limit the number of prompts or "
+            "items instead), or ask an endpoint that tells. What it has answered is kept.",
+        )
 
     def _unreachable(self, error: aiohttp.ClientConnectorError) -> UserError:
         return UserError(
@@ -251,6 +273,13 @@ def _secret(settings: EndpointSettings) -> str | None:
             f"the environment variable {settings.key_variable} is empty",
             where=settings.url,
             fix="Put the endpoint's key into it, or unset `key_variable`.",
+        )
+    if not secret.isprintable():
+        raise UserError(
+            f"the variable {settings.key_variable} holds more than a key: a line break, or another "
+            "character that cannot be sent",
+            where=settings.url,
+            fix="Put the key alone into it, without a line break inside.",
         )
     return secret
 

@@ -133,11 +133,12 @@ def _by_principle(heard: Sequence[Heard]) -> dict[str, Figures]:
     found = {}
     for name, part in sorted(parts.items()):
         opinions = [each.opinion for each in part]
+        known = [o.log_odds for o in opinions if o.log_odds is not None]
         found[name] = {
             "asked": len(part),
             "consistent_share": _mean([o.consistent for o in opinions if o.consistent is not None]),
             "bias_log_odds": _mean([o.bias for o in opinions if o.bias is not None]),
-            "certainty_mean": _mean([abs(sigmoid(o.log_odds) - 0.5) * 2 for o in opinions if o.log_odds]),
+            "certainty_mean": _mean([abs(sigmoid(value) - 0.5) * 2 for value in known]),
         }
     return found
 

@@ -4,6 +4,7 @@ What it answers is a function of the request alone, so neither batches nor proce
 answer that is in the cache is the one that the model would give.
 """
 
+import math
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -55,9 +56,8 @@ class LocalModel:
             with progress(len(unknown), desc) as bar:
 
                 def keep(request: Request, answer: Answer | None) -> None:
-                    counts = {"requests": 1, "answers": int(answer is not None)}
-                    counts["too_long"] = int(answer is None)
-                    self._cache.put(key_of(self.name, request.content), _to_json(answer), counts)
+                    key = key_of(self.name, request.content)
+                    self._cache.put(key, _to_json(answer), {"requests": 1} | _counts(answer))
                     bar.update()
 
                 self._answer(_chunks(list(unknown.values()), self._settings.batch_size * _AT_ONCE), keep)
@@ -139,7 +139,11 @@ class _Answerer:
         return [Written(text=t.strip(), logprob=p) for t, p in zip(texts, logprobs, strict=True)]
 
     def _choose(self, requests: Sequence[Request], prompts: Sequence[list[int]]) -> Sequence[Answer]:
-        """From the log-probabilities of the tokens in which the options differ, all read from one pass."""
+        """From the log-probabilities of the tokens in which the options differ, all read from one pass.
+
+        Raises:
+            UserError: they are no numbers.
+        """
         split = [self._option_ids(request) for request in requests]
         contexts = [[*ids, *shared] for ids, (shared, _) in zip(prompts, split, strict=True)]
         rollouts = from_lists(contexts, [tokens[:1] for _, tokens in split], self._backbone)
@@ -151,8 +155,17 @@ class _Answerer:
                 for place, row in enumerate(rows.tolist()):
                     own = logprobs_BV[place, split[row][1]]
                     kept = tuple(normalized(own.tolist()))
+                    if not all(math.isfinite(value) for value in kept):
+                        raise self._broken()
                     found[row] = Chosen(logprobs=kept, mass=float(own.exp().sum()))
         return [each for each in found if each is not None]
+
+    def _broken(self) -> UserError:
+        return UserError(
+            "the model's log-probabilities are not finite numbers",
+            where=self._folder,
+            fix="See that its weights are whole, and hold them in fp32 (feedback.local.precision).",
+        )
 
     def _option_ids(self, request: Request) -> tuple[list[int], list[int]]:
         """The ids with which all options begin after the prompt (a space, say), and the next one of each.
@@ -214,6 +227,15 @@ def _chunks(requests: list[Request], size: int) -> list[Chunk]:
     """Requests of one kind together, in chunks."""
     ordered = sorted(requests, key=lambda each: (bool(each.options), each.max_tokens))
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+
+
+def _counts(answer: Answer | None) -> dict[str, int]:
+    """An empty text is of no use, and asked again the model would say the same."""
+    if answer is None:
+        return {"too_long": 1}
+    if isinstance(answer, Written) and not answer.text:
+        return {"unusable_answer": 1, "unanswered": 1}
+    return {"answers": 1}
 
 
 def _to_json(answer: Answer | None) -> object:

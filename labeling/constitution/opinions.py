@@ -41,8 +41,8 @@ class Opinion:
 
     @property
     def consistent(self) -> bool | None:
-        """Whether both orders name the same one as better."""
-        if self.forward is None or self.backward is None:
+        """Whether both orders name the same one; None where an order names none: no answer, or a tie."""
+        if not self.forward or not self.backward:
             return None
         return (self.forward > 0) == (self.backward < 0)
 

@@ -1,8 +1,10 @@
 """The constitution beside people: how far they agree, their rankings mixed, its ranks in their project."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
+
+import numpy as np
 
 from labeling.agreement import Ratings, agreement, cohen
 from labeling.constitution.asking import seed_of
@@ -42,7 +44,10 @@ class Beside:
 
 
 def beside(judged: Sequence[Judged], people: Sequence[Ranking], annotator: str) -> Beside:
-    """Compare what both judged; where several people ranked an item, each ranking counts by itself."""
+    """Compare what both judged; where several people ranked an item, each ranking counts by itself.
+
+    Intervals are over items, however many rankings one has: those say much the same of it.
+    """
     theirs: dict[str, list[tuple[Rank, ...]]] = {}
     for ranking in people:
         key = Item(prompt=ranking.prompt, completions=ranking.completions).key
@@ -50,19 +55,22 @@ def beside(judged: Sequence[Judged], people: Sequence[Ranking], annotator: str) 
     labels: list[Label] = []
     points: list[tuple[float, float]] = []
     owners: list[int] = []
+    """The item of each point."""
+    ranked: list[int] = []
+    """The item of each ranking."""
     shared = [each for each in judged if each.comparisons and each.item.key in theirs]
     for number, each in enumerate(shared):
         rankings = theirs[each.item.key]
         own = ranks_of(each.comparisons, len(each.item.completions))
-        for copy, ranks in enumerate(rankings):
-            place = number * len(judged) + copy
-            labels += [_label(place, annotator, own), _label(place, PEOPLE, ranks)]
+        for ranks in rankings:
+            labels += [_label(len(ranked), annotator, own), _label(len(ranked), PEOPLE, ranks)]
+            ranked.append(number)
             own_points = list(_points(each, ranks))
             points += own_points
             owners += [number] * len(own_points)
     if not labels:
         return Beside(0, 0, None, None, None, None, [])
-    ratings = Ratings.of(labels)
+    ratings = _by_items(Ratings.of(labels), ranked)
     together = agreement(ratings)
     margins, targets = [log_odds(p) for p, _ in points], [target for _, target in points]
     ordered = [margin if target == 1 else -margin for margin, target in zip(margins, targets, strict=True)]
@@ -132,6 +140,12 @@ def _project(location: str) -> Project:
         if "no labeling project" not in error.what:
             raise
         return Project.create(location, Policy())
+
+
+def _by_items(ratings: Ratings, ranked: Sequence[int]) -> Ratings:
+    """Ratings in which each ranking is an item of its own, put together by the items that were ranked."""
+    items = np.array([ranked[ranking] for ranking in ratings.item_ids], dtype=np.int64)
+    return replace(ratings, item_U=items[ratings.item_U], item_ids=tuple(range(1 + max(ranked))))
 
 
 def _ranks(ranking: Ranking) -> tuple[Rank, ...]:

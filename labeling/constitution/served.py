@@ -20,6 +20,8 @@ _AROUND = " \t\n()[]{}*_`'\".:,ĠĊ▁"
 """May stand around an option's letter; the last three are spaces in a tokenizer's own spelling."""
 _QUESTION = "choice"
 _MANY_CHOICES = 10
+_LEAST = 1e-9
+"""Of a probability that an endpoint calls 0, or leaves no room for."""
 
 
 class ServedModel:
@@ -48,9 +50,15 @@ class ServedModel:
             raise UserError(
                 f"none of {len(requests):,} answers can be used (the last: {self._endpoint.last_failure})",
                 where=f"{self._settings.url}, model {self._settings.model}",
-                fix="Choose another model, or another way of reading choices (`answers`).",
+                fix=self._way_out(bool(writing)),
             )
         return found
+
+    def _way_out(self, writing: bool) -> str:
+        fix = "Choose another model, or another way of reading choices (`answers`)."
+        if writing and self._settings.text_logprobs and self._endpoint.last_failure.startswith("status 4"):
+            fix = "If it refuses the log-probabilities of texts, set `text_logprobs: false`. " + fix
+        return fix
 
     def _write(self, requests: Sequence[Request], desc: str) -> Sequence[Answer | None]:
         more = {"logprobs": True} if self._settings.text_logprobs else {}
@@ -84,15 +92,16 @@ class ServedModel:
             has_logprobs = bool(choice.get("logprobs"))
             return {"has_logprobs": has_logprobs} if has_logprobs or choice["message"]["content"] else None
 
-        body = self._logprobs_call(request).body | {"max_tokens": 1}
-        [kept] = self._endpoint.call([Call(CHAT, body | {"seed": 1}, read)], desc)
+        body = self._logprobs_call(request).body
+        body |= {"seed": 1, self._settings.length_field: 1}
+        [kept] = self._endpoint.call([Call(CHAT, body, read)], desc)
         return "logprobs" if kept is not None and kept["has_logprobs"] else "votes"
 
     def _chat(self, request: Request) -> Json:
         return {
             "model": self._settings.model,
             "messages": [{"role": turn.role, "content": turn.content} for turn in request.messages],
-            "max_tokens": request.max_tokens,
+            self._settings.length_field: request.max_tokens,
             "temperature": request.temperature,
             "seed": request.seed,
             **self._settings.extra,
@@ -119,7 +128,10 @@ class ServedModel:
             Call(
                 CHAT,
                 self._chat(request)
-                | {"seed": seed_of("vote", request.seed, n), "max_tokens": self._settings.vote_tokens},
+                | {
+                    "seed": seed_of("vote", request.seed, n),
+                    self._settings.length_field: self._settings.vote_tokens,
+                },
                 partial(_vote, options=request.options),
             )
             for request in requests
@@ -137,19 +149,18 @@ def option_logprobs(reply: Json, options: Sequence[str]) -> Json | None:
     """The options' log-probabilities, normalized over them, and their probability together before that.
 
     Spellings of one option (with a space, in brackets) count together. An option that is not among the
-    likeliest tokens gets the probability of the last of those, which is more than its own; if none is, there
-    is no answer.
+    likeliest tokens (some endpoints fill those up with −inf) gets the most that it may have: the probability
+    of the last of them, or what all of them leave. If none is, there is no answer.
     """
-    top = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    found: list[list[float]] = [[] for _ in options]
-    for each in top:
-        token = each["token"].strip(_AROUND)
-        if token in options:
-            found[list(options).index(token)].append(float(each["logprob"]))
+    content = reply["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    top = [(each["token"].strip(_AROUND), float(each["logprob"])) for each in content]
+    top = [(token, value) for token, value in top if math.isfinite(value)]
+    found = [[value for token, value in top if token == option] for option in options]
     if not any(found):
         return None
     mass = sum(math.exp(value) for values in found for value in values)
-    floor = min(float(each["logprob"]) for each in top)
+    left = 1 - sum(math.exp(value) for _, value in top)
+    floor = min(*(value for _, value in top), math.log(max(left, _LEAST)))
     options_logprobs = normalized([log_sum(values) if values else floor for values in found])
     return {"logprobs": options_logprobs, "mass": min(1.0, mass)}
 
@@ -171,6 +182,8 @@ def _text(reply: Json) -> Json | None:
     text = choice["message"]["content"].strip()
     tokens = (choice.get("logprobs") or {}).get("content") or []
     logprob = sum(float(token["logprob"]) for token in tokens) if tokens else None
+    if logprob is not None and not math.isfinite(logprob):
+        logprob = None
     return {"text": text, "logprob": logprob} if text else None
 
 
@@ -196,4 +209,4 @@ def _decision(reply: Json, options: Sequence[str]) -> Json | None:
     probabilities = [float(reply["answers"][_QUESTION]["probabilities"][option]) for option in options]
     if not all(0 <= value <= 1 for value in probabilities) or not any(probabilities):
         return None
-    return {"logprobs": normalized([math.log(max(value, 1e-9)) for value in probabilities]), "mass": None}
+    return {"logprobs": normalized([math.log(max(value, _LEAST)) for value in probabilities]), "mass": None}

@@ -15,6 +15,7 @@ from labeling.constitution.constitution import Constitution, load_constitution
 from rlhf.artifacts import StageRun, sha256_file, tree_hash
 from rlhf.config import Recipe, Settings
 from rlhf.errors import UserError
+from rlhf.rows import MIXED
 from rlhf.scorers import scorer_fingerprint
 from rlhf.sources import source_fingerprints
 
@@ -29,6 +30,8 @@ def run(recipe: Recipe, settings: ConstitutionSettings, names: tuple[Name, ...],
     Raises:
         UserError: it has none of them, or whatever keeps a stage from its end.
     """
+    if "preferences" in names and settings.preferences is not None:
+        _check_mixed(recipe, settings.preferences)
     constitution = load_constitution(Path(settings.path), tags=settings.tags)
     wanted = [name for name in names if getattr(settings, name) is not None]
     if not wanted:
@@ -99,6 +102,21 @@ def _run_stage(
 
         with stage, Running.open(recipe, settings, constitution, stage, clean=clean) as running:
             running.make(part)
+
+
+def _check_mixed(recipe: Recipe, settings: PreferencesSettings) -> None:
+    """Before hours of comparisons: is there anything to mix, if the reward model is to learn from a mixture?
+
+    Raises:
+        UserError: there is not.
+    """
+    rankings = getattr(recipe.sections.get("reward"), "rankings", [])
+    if not settings.people and any(source.path == MIXED for source in rankings):
+        raise UserError(
+            "`reward.rankings` is to be a mixture with people's rankings, and none are named",
+            where="labeling.constitution.preferences.people",
+            fix="Name files of rankings there, or train on the constitution's alone (LABELS=constitution).",
+        )
 
 
 def _narrowed(recipe: Recipe, settings: ConstitutionSettings, name: Name) -> Recipe:

@@ -23,7 +23,9 @@ from labeling.export import ExportOptions, export
 from labeling.labels import read_labels
 from labeling.project import Project
 from rlhf.artifacts import require
-from rlhf.errors import run_command
+from rlhf.config import SourceSettings
+from rlhf.errors import UserError, run_command
+from rlhf.rows import local_file
 from tests.feedback import GOLD, feedback_server, lines, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -285,6 +287,17 @@ def test_people_are_agreed_with_mixed_in_and_joined_in_their_project(server: str
         export(opened, tmp_path / "export", ExportOptions(labels="all"))
     exported, rankings = lines(tmp_path / "export" / "rankings.jsonl"), lines(folder / "rankings.jsonl")
     assert exported == rankings  # the probabilities, too
+
+
+def test_a_mixture_without_people_is_refused_before_a_question_and_by_the_reward_stage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, "http://127.0.0.1:9/v1", preferences=PREFERENCES)
+    both = 'reward.rankings=[{path: "{run}/preferences/mixed.jsonl"}]'
+    assert start(recipe, both, command="preferences") == 2
+    assert "labeling.constitution.preferences.people: " in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"`labeling\.constitution\.preferences\.people` names rankings"):
+        local_file(SourceSettings(path="{run}/preferences/mixed.jsonl"), tmp_path / "runs" / "run")
 
 
 def test_hard_labels_are_ranks(server: str, tmp_path: Path) -> None:

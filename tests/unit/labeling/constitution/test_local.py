@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from labeling.constitution.asking import Answer, Chosen, Request, Written
 from labeling.constitution.cache import Cache
 from labeling.constitution.config import LocalSettings
+from labeling.constitution.figures import running_figures
 from labeling.constitution.local import LocalModel
 from rlhf.errors import UserError
 from rlhf.records import Message
@@ -116,6 +117,29 @@ def test_what_does_not_fit_has_no_answer_and_the_rest_has(folder: Path, tmp_path
     assert isinstance(found[1], Written)
     with Cache(tmp_path / "a.sqlite", scope="test") as cache:
         assert cache.counts() == {"requests": 2, "answers": 1, "too_long": 1}
+
+
+def test_an_empty_text_is_counted_as_unusable_and_not_as_an_answer(folder: Path, tmp_path: Path) -> None:
+    first = request(1)
+    requests = [Request(messages=first.messages, max_tokens=1, seed=seed) for seed in range(200)]
+    found = ask(folder, tmp_path / "a.sqlite", requests)
+    empty = sum(isinstance(each, Written) and not each.text for each in found)
+    assert 0 < empty < 200
+    with Cache(tmp_path / "a.sqlite", scope="test") as cache:
+        figures = running_figures(cache.counts(), None)
+    assert figures["parse_failure_rate"] == empty / 200
+    assert (figures["answers"], figures["unanswered"]) == (200 - empty, empty)
+
+
+def test_a_model_of_broken_weights_is_said_and_nothing_is_kept_of_it(folder: Path, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    torch.nn.init.constant_(model.lm_head.weight, float("nan"))
+    model.save_pretrained(tmp_path / "broken")
+    AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "broken")
+    with pytest.raises(UserError, match="not finite numbers"):
+        ask(tmp_path / "broken", tmp_path / "a.sqlite", CHOICES)
+    with Cache(tmp_path / "a.sqlite", scope="test") as cache:
+        assert cache.counts() == {}
 
 
 def test_a_model_without_a_chat_template_is_asked_in_plain_text(folder: Path, tmp_path: Path) -> None:

@@ -30,6 +30,11 @@ def test_orders_are_consistent_where_the_preference_is_stronger_than_the_bias() 
     assert not Opinion(1 + 2, -1 + 2).consistent
 
 
+@pytest.mark.parametrize("answers", [(0.0, 0.0), (0.5, 0.0), (-0.5, 0.0), (0.0, 0.5), (0.0, -0.5)])
+def test_a_tie_in_either_order_is_neither_consistent_nor_not(answers: tuple[float, float]) -> None:
+    assert Opinion(*answers).consistent is None
+
+
 def test_one_order_alone_decides_nothing() -> None:
     half = Opinion(3.0, None)
     assert (half.log_odds, half.bias, half.consistent) == (None, None, None)

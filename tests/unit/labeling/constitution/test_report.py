@@ -1,8 +1,11 @@
 """The report's page: whatever stands in the texts, it needs nothing else and does nothing else."""
 
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+
+import pytest
 
 from labeling.constitution.asking import Chosen, Written
 from labeling.constitution.charts import bars, columns, lines
@@ -69,6 +72,19 @@ def test_a_page_of_preferences_stands_alone_and_shows_hostile_texts_as_texts(roo
     }
     check(preferences_page(found, judged, constitution, HOSTILE))
     assert found["preferences"]["people"]["agreement"]["value"] == 1
+
+
+def test_undecided_opinions_count_in_the_certainty(root: Path) -> None:
+    constitution = load_constitution(root / "configs" / "constitutions" / "tiny.yaml")
+    item = Item(prompt="p", completions=("a", "b"))
+    asking = Asking(0, 0, 1, constitution.principles[0])
+    even = Chosen(logprobs=(math.log(0.5), math.log(0.5)))
+    first, second = (Chosen(logprobs=(math.log(p), math.log(1 - p))) for p in (0.88, 0.12))
+    heard = (Heard(asking, (first, second), (None, None)), *[Heard(asking, (even, even), (None, None))] * 9)
+    found = preference_figures([Judged(item, heard, ((0, 1, 0.6),))], None, None)
+    [own] = found["by_principle"].values()
+    assert own["certainty_mean"] == pytest.approx(0.76 / 10)
+    assert own["consistent_share"] == 1
 
 
 def test_pictures_are_drawn_inside_their_frame() -> None:

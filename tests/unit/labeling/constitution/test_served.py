@@ -1,5 +1,6 @@
 """How answers are read from what an endpoint sends, by hand."""
 
+import json
 import math
 from typing import Any
 
@@ -9,7 +10,7 @@ from labeling.constitution.served import from_votes, option_logprobs
 
 
 def reply(*top: tuple[str, float]) -> dict[str, Any]:
-    tokens = [{"token": token, "logprob": math.log(p)} for token, p in top]
+    tokens = [{"token": token, "logprob": math.log(p) if p else -math.inf} for token, p in top]
     return {"choices": [{"logprobs": {"content": [{"top_logprobs": tokens}]}}]}
 
 
@@ -24,6 +25,17 @@ def test_an_option_that_is_not_among_the_likeliest_is_at_most_as_likely_as_the_l
     found = option_logprobs(reply(("B", 0.9), ("The", 0.05), ("It", 0.01)), ("A", "B"))
     assert found is not None
     assert math.exp(found["logprobs"][0]) == pytest.approx(0.01 / 0.91)
+
+
+def test_an_option_at_minus_infinity_is_as_unlikely_as_the_others_leave_room_for() -> None:
+    found = option_logprobs(reply(("A", 0.75), ("B", 0.0), ("C", math.nan)), ("A", "B"))
+    assert found is not None
+    assert [math.exp(value) for value in found["logprobs"]] == pytest.approx([0.75, 0.25])
+    json.dumps(found, allow_nan=False)
+    sure = option_logprobs(reply(("A", 1.0)), ("A", "B"))
+    assert sure is not None
+    assert math.exp(sure["logprobs"][0]) == pytest.approx(1.0)
+    assert option_logprobs(reply(("A", 0.0), ("B", 0.0)), ("A", "B")) is None
 
 
 def test_without_any_option_there_is_no_answer() -> None:
