@@ -153,6 +153,42 @@ def test_importing_a_file_twice_adds_nothing(home: Path, capsys: pytest.CaptureF
         assert {label.labeler for label in read_labels(project)} == {"ann"}
 
 
+def test_the_file_imported_last_is_in_force(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row: dict[str, Any] = {"prompt": "p", "completions": ["a", "b"], "annotator": "ann"}
+    write(home / "A.jsonl", [{**row, "ranks": [1, 2]}])
+    write(home / "B.jsonl", [{**row, "ranks": [2, 1]}])
+    for name, new in (("A", 1), ("B", 1), ("A", 1), ("A", 0), ("B", 1), ("A", 1), ("A", 0)):
+        capsys.readouterr()
+        assert main(["import", "--project", "p", f"{name}.jsonl"]) == 0
+        assert f"0 new items, {new} new labels" in capsys.readouterr().out.replace(
+            "1 new items", "0 new items"
+        )
+        with Project.open("p") as project:
+            [label] = read_labels(project)
+        assert label.ranks == ((1, 2) if name == "A" else (2, 1))
+
+
+def test_imported_probabilities_are_exported_as_they_were(home: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "prompt": "p",
+            "completions": ["a", "b", "c"],
+            "comparisons": [[0, 1, 0.2], [0, 2, 0.9], [1, 2, 0.7]],
+            "annotator": "m",
+        },
+        {"prompt": "q", "completions": ["a", "b"], "comparisons": [[1, 0, 0.8]], "annotator": "m"},
+        {"prompt": "r", "completions": ["a", "b"], "comparisons": [[1, 0, 1.0]], "annotator": "m"},
+    ]
+    write(home / "soft.jsonl", rows)
+    assert main(["import", "--project", "p", "soft.jsonl"]) == 0
+    with Project.open("p") as project:
+        assert [label.ranks for label in read_labels(project)] == [(2, 1, 3), (2, 1), (2, 1)]
+    assert main(["export", "--project", "p", "--to", "out", "--labels", "all"]) == 0
+    found = [json.loads(line) for line in Path("out/rankings.jsonl").read_text().splitlines()]
+    assert [row.get("comparisons") for row in found] == [rows[0]["comparisons"], [[1, 0, 0.8]], None]
+    assert found[2]["ranks"] == [2, 1]
+
+
 def test_a_table_of_judged_pairs_keeps_equal_rows_apart(home: Path) -> None:
     row = {"task": "t", "a": "x", "b": "y", "ann": 1, "bo": 0}
     write(home / "table.jsonl", [row, {**row, "ann": 2}, {**row, "b": "z"}])
