@@ -10,6 +10,7 @@ resample is a weighted sum and all resamples are one matrix product; that is why
 out here and not taken from a library, which computes each from all ratings at once.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -173,13 +174,16 @@ def bootstrap(
     """The statistic of the items' summed features, and a percentile interval over resampled items.
 
     `statistic` takes (..., F) and gives (...), NaN where it is not determined; if it is not for these items,
-    the result is None. Resamples in which it is not are left out.
+    the result is None. Resamples in which it is not are left out. One item says nothing of how others would
+    differ: its interval has no ends.
     """
     sums_NF = sums_NF[sums_NF.any(axis=1)]  # the other items say nothing of it
     value = float(statistic(sums_NF.sum(axis=0)))
     if not np.isfinite(value):
         return None
     rng, num_items = np.random.default_rng(seed), len(sums_NF)
+    if num_items < 2:
+        return Estimate(value, -math.inf, math.inf)
     drawn: list[Floats] = []
     for start in range(0, num_resamples, _RESAMPLES_AT_ONCE):
         size = min(_RESAMPLES_AT_ONCE, num_resamples - start)

@@ -376,10 +376,17 @@ def _labeler(parser: argparse.ArgumentParser) -> None:
 def _threshold(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threshold",
-        type=float,
+        type=_share,
         default=THRESHOLD,
         help="items whose labels agree less are disputed, from 0 to 1 [%(default)s]",
     )
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:  # so is no NaN
+        raise UserError(f"{text} is no threshold", where="--threshold", fix="Give a number from 0 to 1.")
+    return value
 
 
 COMMANDS: dict[str, Command] = {

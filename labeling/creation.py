@@ -1,6 +1,7 @@
 """Making a project out of files, and entering labels from files, with an account of what was read."""
 
 import argparse
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,7 @@ def create(location: str, policy: Mapping[str, Any], sources: Sources) -> Projec
     print(f"create: {num_added:,} items ({_counts(project)}): {project.where}")
     if num_added < len(new):
         print(f"create: {len(new) - num_added:,} were left out because the same item stood there before")
-    print(f"next: python -m labeling rank --project {location} --labeler NAME")
+    print(f"next: python -m labeling rank --project {shlex.quote(project.where)} --labeler NAME")
     return project
 
 
@@ -92,7 +93,7 @@ def import_file(arguments: argparse.Namespace) -> None:
         f"import: {done.items:,} new items, {done.labels:,} new labels "
         f"({done.replaced:,} in place of an earlier one), {done.repeated:,} entered before: {project.where}"
     )
-    print(f"next: python -m labeling status --project {arguments.project}")
+    print(f"next: python -m labeling status --project {shlex.quote(project.where)}")
 
 
 def _labels(arguments: argparse.Namespace) -> list[ForeignLabel]:

@@ -10,6 +10,7 @@ SQLite runs in WAL mode with `synchronous=FULL`: what has been acknowledged surv
 """
 
 import fcntl
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -148,6 +149,17 @@ class Database:
                     "this is not a labeling database", where=self.where, fix="Put the file back."
                 ) from None
             raise
+
+
+def shown_location(location: str | Path) -> str:
+    """A project's location as it may be printed: without the password, and fit for a shell.
+
+    Raises:
+        UserError: it is none.
+    """
+    url = _url(location)
+    sqlite = url.get_backend_name() == "sqlite"
+    return shlex.quote(str(location) if sqlite else url.render_as_string(hide_password=True))
 
 
 def _refusal(reason: str, where: str) -> StoreError:

@@ -20,6 +20,8 @@ from labeling.tables import events, items
 from rlhf.errors import UserError
 from rlhf.records import Rank
 
+MAX_ID = 2**63 - 1
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -81,7 +83,8 @@ def decide(project: Project, item_id: int, ranks: Sequence[Rank], *, by: str, no
     number = project.labeler_id(by)
     with project.database.write() as transaction:
         query = select(items.c.completions).where(items.c.id == item_id)
-        completions = transaction.connection.execute(query).scalar()
+        known = 0 < item_id <= MAX_ID  # databases know no larger number
+        completions = transaction.connection.execute(query).scalar() if known else None
         if completions is None:
             raise UserError(
                 f"there is no item {item_id}",

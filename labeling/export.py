@@ -22,7 +22,7 @@ from labeling.project import Project, StoredItem
 from labeling.tables import events
 from rlhf.errors import UserError
 from rlhf.exports import ExportManifest
-from rlhf.manifest import MANIFEST
+from rlhf.manifest import MANIFEST, json_value
 from rlhf.records import Comparison, Rank, Ranking, Turns, to_json
 from rlhf.storage import sha256_file, storing, write_atomic
 
@@ -58,7 +58,7 @@ def export(project: Project, folder: Path, options: ExportOptions) -> ExportMani
         raise UserError(what, where=project.where, fix="Go on ranking, or lower --min-labels.")
     name = f"{options.shape}.jsonl"
     with storing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        _make(folder)
         (folder / MANIFEST).unlink(missing_ok=True)
         write_atomic(folder / name, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows))
         manifest = ExportManifest(
@@ -74,6 +74,13 @@ def export(project: Project, folder: Path, options: ExportOptions) -> ExportMani
         )
         write_atomic(folder / MANIFEST, manifest.to_json())
     return manifest
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError("a file stands in the way", where=str(folder), fix="Name a folder.") from None
 
 
 def pseudonym(project: Project, labeler: str) -> str:
@@ -151,7 +158,7 @@ def _metrics(labels: Sequence[Label], chosen: Sequence[tuple[StoredItem, Ranking
     overall = agreement(Ratings.of(labels), num_resamples=1000)
     for name in ("pairwise", "fleiss", "krippendorff_nominal", "krippendorff_ordinal"):
         estimate = getattr(overall, name)
-        found[name] = None if estimate is None else [estimate.value, estimate.low, estimate.high]
+        found[name] = None if estimate is None else json_value([estimate.value, estimate.low, estimate.high])
     return found
 
 

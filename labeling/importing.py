@@ -1,18 +1,21 @@
 """Labels that were made elsewhere, entered as events like any others; entering a file twice adds nothing."""
 
 import hashlib
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import select
 
+from labeling.database import Transaction
 from labeling.harmless import labeler_name
 from labeling.items import Item
-from labeling.judgements import Judgement, dumps
+from labeling.judgements import Judgement, dumps, ranks_of
 from labeling.ledger import Event, record, work_of
+from labeling.policy import Policy
 from labeling.project import NewItem, Project, add_items, enter_labeler
 from labeling.tables import events, items
 from rlhf.config import SourceSettings
@@ -73,8 +76,10 @@ class JudgeColumns:
 def ranking_labels(source: SourceSettings, *, labeler: str) -> list[ForeignLabel]:
     """The rankings and pairs of a source; `labeler` is who labelled what names no annotator.
 
+    Comparisons are ranked by how probably each completion wins one, and kept beside the ranks.
+
     Raises:
-        UserError: a malformed record, or comparisons that are no ranking.
+        UserError: a malformed record.
     """
     records, _ = read_rankings([source], seed=0, run_folder=Path())
     return [
@@ -83,6 +88,7 @@ def ranking_labels(source: SourceSettings, *, labeler: str) -> list[ForeignLabel
             labeler=_name(ranking.annotator or labeler, ranking.where),
             ranks=_ranks(ranking),
             where=ranking.where,
+            comparisons=_soft(ranking),
         )
         for ranking in records
     ]
@@ -122,57 +128,68 @@ def enter(project: Project, labels: Sequence[ForeignLabel]) -> Imported:
         new_items.append(NewItem(label.item, copy=times[label.key], where=label.where))
     with project.database.write() as transaction:
         num_items = add_items(transaction, new_items)
-        new = repeated = replaced = 0
         names = dict.fromkeys(label.labeler for label in labels)
         numbers = {name: enter_labeler(transaction, name) for name in names}
-        for label, key in zip(labels, [item.key for item in new_items], strict=True):
-            said = [key, label.labeler, label.ranks, *([label.comparisons] if label.comparisons else [])]
-            act = f"import:{hashlib.sha256(dumps(said).encode()).hexdigest()}"
-            same = select(events.c.id).where(events.c.submission == act)
-            if transaction.connection.execute(same).scalar() is not None:
-                repeated += 1
-                continue
-            item_id = transaction.connection.execute(
-                select(items.c.id).where(items.c.key == key)
-            ).scalar_one()
-            before = work_of(transaction, item_id, numbers[label.labeler])
-            replaced += before is not None and before["state"] == "submitted"
-            judgement = Judgement(label.ranks).checked(len(label.ranks), project.policy)
-            record(
-                transaction,
-                Event(
-                    kind="submitted",
-                    item_id=item_id,
-                    labeler_id=numbers[label.labeler],
-                    submission=act,
-                    shown=tuple(range(len(label.ranks))),
-                    data={
-                        "judgement": judgement.to_json(),
-                        "late": False,
-                        "source": label.where,
-                        **({"comparisons": label.comparisons} if label.comparisons else {}),
-                    },
-                ),
-            )
-            new += 1
-    return Imported(num_items, new, repeated, replaced)
+        outcomes = Counter(
+            _enter_one(transaction, project.policy, label, new.key, numbers[label.labeler])
+            for label, new in zip(labels, new_items, strict=True)
+        )
+    num_labels = outcomes["added"] + outcomes["replaced"]
+    return Imported(num_items, num_labels, outcomes["repeated"], outcomes["replaced"])
+
+
+def _enter_one(
+    transaction: Transaction, policy: Policy, label: ForeignLabel, key: str, labeler_id: int
+) -> Literal["added", "replaced", "repeated"]:
+    """Make this the labeler's label in force; nothing is to be done if an equal one is."""
+    query = select(items.c.id).where(items.c.key == key)
+    item_id = transaction.connection.execute(query).scalar_one()
+    said = [key, label.labeler, label.ranks, *([label.comparisons] if label.comparisons else [])]
+    act = f"import:{hashlib.sha256(dumps(said).encode()).hexdigest()}"
+    before = work_of(transaction, item_id, labeler_id)
+    in_force = before["event_id"] if before is not None and before["state"] == "submitted" else None
+    if (_submission(transaction, in_force) or "").startswith(act):
+        return "repeated"
+    judgement = Judgement(label.ranks).checked(len(label.ranks), policy)
+    soft = {"comparisons": label.comparisons} if label.comparisons else {}
+    event = Event(
+        kind="submitted",
+        item_id=item_id,
+        labeler_id=labeler_id,
+        submission=_new_act(transaction, act),
+        shown=tuple(range(len(label.ranks))),
+        data={"judgement": judgement.to_json(), "late": False, "source": label.where, **soft},
+    )
+    record(transaction, event)
+    return "added" if in_force is None else "replaced"
+
+
+def _submission(transaction: Transaction, event_id: int | None) -> str | None:
+    """The name of the act that made an event."""
+    return transaction.connection.execute(
+        select(events.c.submission).where(events.c.id == event_id)
+    ).scalar_one_or_none()
+
+
+def _new_act(transaction: Transaction, act: str) -> str:
+    """`act`, or a name after it where the same label was entered before and another took its place."""
+    known = select(events.c.id).where(events.c.submission == act)
+    used = transaction.connection.execute(known).scalar() is not None
+    return f"{act}:{uuid.uuid4().hex}" if used else act
 
 
 def _ranks(ranking: Ranking) -> tuple[Rank, ...]:
     if ranking.ranks is not None:
         return _dense(ranking.ranks)
-    assert ranking.comparisons is not None
-    if len(ranking.completions) == 2 and len(ranking.comparisons) == 1:
-        first, _, probability = ranking.comparisons[0]
-        better = first if probability > 0.5 else 1 - first
-        if probability == 0.5:
-            return TIED
-        return FIRST_BETTER if better == 0 else SECOND_BETTER
-    raise UserError(
-        "comparisons of more than one pair are no ranking",
-        where=ranking.where,
-        fix="Give `ranks`, or one pair of completions with its comparison.",
-    )
+    return ranks_of(ranking.comparisons or (), len(ranking.completions))
+
+
+def _soft(ranking: Ranking) -> tuple[Comparison, ...] | None:
+    """The comparisons that ranks alone would not tell: all but one that is certain, or a tie."""
+    found = ranking.comparisons
+    if found is None or (len(ranking.completions) == 2 and all(p in (0, 0.5, 1) for *_, p in found)):
+        return None
+    return found
 
 
 def _dense(ranks: Iterable[Rank]) -> tuple[Rank, ...]:

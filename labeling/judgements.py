@@ -8,7 +8,7 @@ from typing import Any
 
 from labeling.policy import Policy
 from rlhf.errors import UserError
-from rlhf.records import FAILED, Rank, Turns
+from rlhf.records import FAILED, Comparison, Rank, Turns
 
 MAX_NOTE_CHARACTERS = 10_000
 SCORES = range(1, 8)
@@ -130,6 +130,19 @@ def competition_ranks(ranks: Sequence[Rank | None]) -> tuple[Rank, ...]:
     return tuple(
         1 + sum(other < rank for other in numbers) if isinstance(rank, int) else FAILED for rank in ranks
     )
+
+
+def ranks_of(comparisons: Sequence[Comparison], num_completions: int) -> tuple[int, ...]:
+    """Ranks by the mean probability of winning a comparison; equal means tie, and 1 is best.
+
+    A completion that was not compared counts as one that wins half of its comparisons.
+    """
+    wins: list[list[float]] = [[] for _ in range(num_completions)]
+    for first, second, value in comparisons:
+        wins[first].append(value)
+        wins[second].append(1 - value)
+    strength = [round(sum(own) / len(own), 9) if own else 0.5 for own in wins]
+    return tuple(1 + sum(other > own for other in strength) for own in strength)
 
 
 def implied_pairs(ranks: Sequence[Rank]) -> list[tuple[int, int, int]]:

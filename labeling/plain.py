@@ -5,11 +5,14 @@ understood is saved at once, so that a line lost is all that a broken connection
 """
 
 import textwrap
-from collections.abc import Iterator
-from typing import TextIO
+import time
+from collections.abc import Callable, Iterator
+from typing import TextIO, TypeVar
 
 from labeling.assignment import NoTask
+from labeling.database import StoreError
 from labeling.harmless import harmless, harmless_line
+from labeling.heartbeat import Heartbeat
 from labeling.judgements import Judgement, Task
 from labeling.session import new_submission
 from labeling.testimony import testimony
@@ -29,27 +32,44 @@ COMMANDS = """\
   ?              the instructions and this list
   quit           stop; the next session goes on here
 """
+ELSEWHERE = (
+    "Not kept: this item is open elsewhere now, or its time ran out. It still counts if you submit it here."
+)
 WIDTH = 78
 MAX_DIGITS = 3
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
+"""Seconds before a refused call is made again: doubled from the first to the longest."""
+
+Answer = TypeVar("Answer")
 
 
 class PlainScreen:
     """Reads commands from `source` and answers on `sink` until there is nothing left, or `quit`."""
 
-    def __init__(self, session: Workplace, source: TextIO, sink: TextIO) -> None:
+    def __init__(
+        self,
+        session: Workplace,
+        source: TextIO,
+        sink: TextIO,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
         self._session, self._source, self._sink = session, source, sink
+        self._sleep, self._heartbeat = sleep, Heartbeat(session)
         self._draft = Judgement.empty(0)
 
     def run(self) -> None:
         """Work until the input ends or the labeler quits."""
         self._say(f"{self._session.labeler}: ? explains, quit stops.")
-        task = self._session.next()
-        while not isinstance(task, NoTask):
-            self._show(task)
-            following = self._on_one(task)
-            if following is None:
-                return
-            task = following
+        with self._heartbeat:
+            task = self._session.next()
+            while not isinstance(task, NoTask):
+                self._heartbeat.hold(task)
+                self._show(task)
+                following = self._on_one(task)
+                if following is None:
+                    return
+                task = following
         self._say(task.message)
 
     def _on_one(self, task: Task) -> Task | NoTask | None:
@@ -67,10 +87,9 @@ class PlainScreen:
                     self._say("There is nothing to undo.")
                 elif word == "skip":
                     self._session.skip(task, rest)
-                    return self._session.next()
+                    return self._insist(self._session.next)
                 elif word[:1].isdigit() or word in ("F", "f"):
-                    self._submit(task, line)
-                    return self._session.next()
+                    return self._submit(task, line)
                 else:
                     self._lesser(task, word, rest)
             except UserError as error:
@@ -96,17 +115,31 @@ class PlainScreen:
             self._say(f"There is no command {harmless_line(word)[:20]}; ? lists them.")
 
     def _keep(self, task: Task, draft: Judgement) -> None:
-        self._session.save(task, draft)
+        kept = self._session.save(task, draft)
         self._draft = draft
-        self._say("Noted.")
+        self._say("Noted." if kept else ELSEWHERE)
 
-    def _submit(self, task: Task, line: str) -> None:
+    def _submit(self, task: Task, line: str) -> Task | NoTask:
+        """Hand in and take the next item in one step, so that no later line can be for the old one."""
         judgement = Judgement(parse_ranks(line), self._draft.scores, self._draft.note)
         judgement.final(len(task.completions), self._session.policy)
-        self._session.save(task, judgement)
-        receipt = self._session.submit(task, judgement, submission=new_submission())
+        submission = new_submission()
+        receipt, following = self._insist(
+            lambda: self._session.submit_and_next(task, judgement, submission=submission)
+        )
         self._say("Submitted late, and counted." if receipt.late else "Submitted.")
-        self._draft = Judgement.empty(0)
+        return following
+
+    def _insist(self, call: Callable[[], Answer]) -> Answer:
+        """Make a call again until the database takes it; no line is read meanwhile."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return call()
+            except StoreError as error:
+                self._say(f"{error.what}. Trying again; Ctrl-C stops.")
+                self._sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
 
     def _show(self, task: Task) -> None:
         self._say("")

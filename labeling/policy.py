@@ -29,3 +29,8 @@ class Policy(Settings):
     """The part of a pause beyond this is no working time."""
     seed: int = setting(0, ge=0, lt=2**32)
     """What the order of completions and the places of gold items are a function of."""
+
+    @property
+    def beat_seconds(self) -> float:
+        """How often a terminal says that it is alive: twice before it would count as gone."""
+        return min(self.presence_seconds / 3, 10.0)

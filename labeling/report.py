@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from rlhf.evaluation import Estimate
 from rlhf.tracking import print_result
 
 _PLAIN_WIDTH = 110
+UNDETERMINED = "not determined"
 
 
 def status_json(status: Status) -> str:
@@ -94,7 +96,9 @@ def _cells(labeler: LabelerStatus) -> tuple[str, ...]:
 
 def _shown(estimate: Estimate | None) -> str:
     if estimate is None:
-        return "not determined"
+        return UNDETERMINED
+    if math.isinf(estimate.low) and math.isinf(estimate.high):
+        return f"{estimate.value:.4f} [{UNDETERMINED}]"
     return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
 
 

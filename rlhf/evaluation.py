@@ -26,6 +26,8 @@ class Estimate:
     high: float
 
     def __str__(self) -> str:
+        if math.isinf(self.low) and math.isinf(self.high):
+            return f"{self.value:.3f} [not determined]"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import ipaddress
+import shlex
 import signal
 import socket
 from urllib.parse import urlsplit
@@ -44,7 +45,8 @@ async def _serve(project: Project, arguments: argparse.Namespace) -> None:
         host, port = runner.addresses[0][:2]
         shown = f"[{host}]" if ":" in host else host
         print(f"serve: {arguments.public_url or f'http://{shown}:{port}'} (Ctrl-C stops)", flush=True)
-        print("serve: each labeler enters with a token: python -m labeling token --labeler NAME", flush=True)
+        token = f"python -m labeling token --project {shlex.quote(project.where)} --labeler NAME"
+        print(f"serve: each labeler enters with a token: {token}", flush=True)
         if not _is_loopback(arguments.host) and not (arguments.public_url or "").startswith("https:"):
             print("serve: tokens and texts travel unencrypted: put a proxy with TLS before it", flush=True)
         await stop.wait()

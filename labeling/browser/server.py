@@ -9,7 +9,9 @@ Nothing is loaded from anywhere else.
 import asyncio
 import html
 import json
+import sys
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import textual_serve
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from labeling.browser.process import RankProcess
+from labeling.database import StoreError
 from labeling.project import Project
 
 COOKIE = "triptych_token"
@@ -26,6 +29,7 @@ MAX_SESSIONS = 4
 MAX_MESSAGE_BYTES = 64 * 1024
 RECHECK_SECONDS = 5.0
 REFUSAL_SECONDS = 0.5
+UNAVAILABLE = "The database cannot be used just now. What was submitted is safe; try again in a while."
 SIZES = range(1, 501)
 
 _POLICY = (
@@ -45,7 +49,7 @@ class Server:
         self._sockets: set[web.WebSocketResponse] = set()
 
     def application(self) -> web.Application:
-        app = web.Application(client_max_size=MAX_MESSAGE_BYTES)
+        app = web.Application(client_max_size=MAX_MESSAGE_BYTES, middlewares=[_answered])
         app.router.add_get("/", self._page)
         app.router.add_post("/enter", self._enter)
         app.router.add_get("/ws", self._socket)
@@ -114,9 +118,16 @@ class Server:
             await asyncio.shield(process.end())
 
     async def _recheck(self, socket: web.WebSocketResponse, token: str, labeler: str) -> None:
-        while await self._labeler_of(token) == labeler:
+        while await self._still_valid(token, labeler):
             await asyncio.sleep(RECHECK_SECONDS)
         await socket.close(code=WSCloseCode.POLICY_VIOLATION, message=b"the token is no longer valid")
+
+    async def _still_valid(self, token: str, labeler: str) -> bool:
+        try:
+            return await self._labeler_of(token) == labeler
+        except StoreError as error:  # nobody can enter anything meanwhile; it is looked up again
+            _say(error)
+            return True
 
     def _origin(self, request: web.Request) -> str:
         return self._public_url or f"{request.scheme}://{request.host}"
@@ -142,6 +153,22 @@ class Server:
     async def _close_all(self, _: web.Application) -> None:
         for socket in set(self._sockets):
             await socket.close(code=WSCloseCode.GOING_AWAY)
+
+
+@web.middleware
+async def _answered(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Say that the database refuses; why is for whoever runs the server, and not for whoever asks it."""
+    try:
+        return await handler(request)
+    except StoreError as error:
+        _say(error)
+        raise web.HTTPServiceUnavailable(text=UNAVAILABLE) from None
+
+
+def _say(error: StoreError) -> None:
+    print(f"serve: {error}", file=sys.stderr, flush=True)
 
 
 async def _pass_on(text: str, process: RankProcess, socket: web.WebSocketResponse) -> bool:

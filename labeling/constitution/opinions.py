@@ -62,19 +62,6 @@ def probability(opinions: Sequence[Opinion], *, clamp: float = 0.0) -> float | N
     return sigmoid(sum(known) / len(known))
 
 
-def ranks_of(comparisons: Sequence[Comparison], num_completions: int) -> tuple[int, ...]:
-    """Ranks by the mean probability of winning a comparison; equal means tie, and 1 is best.
-
-    A completion that was not compared counts as one that wins half of its comparisons.
-    """
-    wins: list[list[float]] = [[] for _ in range(num_completions)]
-    for first, second, value in comparisons:
-        wins[first].append(value)
-        wins[second].append(1 - value)
-    strength = [round(sum(own) / len(own), 9) if own else 0.5 for own in wins]
-    return tuple(1 + sum(other > own for other in strength) for own in strength)
-
-
 def entropy_bits(value: float) -> float:
     """Of a label that is 1 with this probability."""
     return -sum(p * math.log2(p) for p in (value, 1 - value) if p > 0)

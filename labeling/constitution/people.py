@@ -8,11 +8,11 @@ import numpy as np
 
 from labeling.agreement import Ratings, agreement, cohen
 from labeling.constitution.asking import seed_of
-from labeling.constitution.opinions import log_odds, ranks_of
+from labeling.constitution.opinions import log_odds
 from labeling.constitution.preferences import Judged
 from labeling.importing import ForeignLabel, Imported, enter
 from labeling.items import Item
-from labeling.judgements import Judgement, implied_pairs
+from labeling.judgements import Judgement, implied_pairs, ranks_of
 from labeling.labels import Label
 from labeling.policy import Policy
 from labeling.project import Project

@@ -19,9 +19,10 @@ from labeling.constitution.asking import (
 )
 from labeling.constitution.config import PreferencesSettings
 from labeling.constitution.constitution import Constitution, Principle
-from labeling.constitution.opinions import Opinion, probability, ranks_of
+from labeling.constitution.opinions import Opinion, probability
 from labeling.constitution.prompts import Asked
 from labeling.items import Item
+from labeling.judgements import ranks_of
 from rlhf.records import Comparison, Prompt, Ranking, prompt_key, to_json
 
 BOTH_ORDERS = (False, True)

@@ -184,6 +184,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 def _cell(value: Any) -> str:
     if isinstance(value, Mapping) and "value" in value:  # an estimate
+        if value["low"] is None or value["high"] is None:
+            return f'<td class="n">{value["value"]:.3f} [not determined]</td>'
         return f'<td class="n">{value["value"]:.3f} [{value["low"]:.3f}, {value["high"]:.3f}]</td>'
     if isinstance(value, int | float):
         return (

@@ -21,6 +21,7 @@ from labeling.constitution.figures import Figures, preference_figures, revision_
 from labeling.constitution.prompts import read_grouped
 from labeling.constitution.report import preferences_page, revisions_page
 from labeling.constitution.stages import completions_file, model_folder
+from labeling.database import shown_location
 from labeling.items import Item, read_items
 from rlhf.accounts import Account
 from rlhf.artifacts import StageRun, Writer
@@ -177,7 +178,8 @@ class Running:
             writers[MIXED] = lambda path: write_jsonl(path, both)
         if part.project is not None:
             entered = people.enter_ranks(part.project, judged, annotator)
-            print(f"preferences: {entered.labels:,} new labels by {annotator} in {part.project}")
+            where = shown_location(part.project)
+            print(f"preferences: {entered.labels:,} new labels by {annotator} in {where}")
         self._publish(writers, found | {"rankings": len(own)}, account)
         self._print(_preference_rows(found["preferences"]), RANKINGS, "reward LABELS=constitution")
 

@@ -75,7 +75,7 @@ class Desk:
         self._changed = threading.Condition()
         self._hurry = self._closing = False
         self._held: Task | None = None
-        self._beat_seconds = min(session.policy.presence_seconds / 3, 10.0)
+        self._beat_seconds = session.policy.beat_seconds
 
     def next(self) -> None:
         self._put(_Job("next", self._next))

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp.test_utils import TestServer
 
+from labeling.browser.server import Server
+from labeling.database import StoreError
 from labeling.labels import read_labels
 from labeling.project import Project
 from tests.postgres import missing
@@ -190,6 +193,52 @@ def test_what_is_no_key_ends_the_session_and_not_the_server(project: Project, me
         visit(story)
 
 
+def refuses(_: str) -> str | None:
+    raise StoreError("the database refuses (locked)", where="/secret")
+
+
+def test_a_database_that_refuses_is_said(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(client: aiohttp.ClientSession) -> None:
+        async with TestServer(Server(project, project.where).application()) as server:
+            url = str(server.make_url("")).rstrip("/")
+            assert await enter(client, url, token) == 200
+            monkeypatch.setattr(project, "labeler_of", refuses)
+            page = await client.get(url)
+            assert (page.status, "/secret" in await page.text()) == (503, False)
+            assert await enter(client, url, token) == 503
+            assert (await client.get(f"{url}/ws", headers={"Origin": url})).status == 503
+
+    token = project.issue_token("ann")
+    visit(story)
+
+
+def test_a_revoked_token_ends_its_session_also_after_the_database_refused(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Socket:
+        code: int | None = None
+
+        async def close(self, *, code: int, message: bytes) -> None:
+            self.code = code
+
+    async def story(_: aiohttp.ClientSession) -> None:
+        check = Server(project, project.where)._recheck(socket, token, "ann")  # type: ignore[arg-type]
+        task = asyncio.create_task(check)
+        monkeypatch.setattr(project, "labeler_of", refuses)
+        await asyncio.sleep(0.2)
+        assert (socket.code, task.done()) == (None, False)
+        monkeypatch.setattr(project, "labeler_of", labeler_of)
+        await asyncio.sleep(0.2)
+        assert not task.done()
+        await asyncio.to_thread(project.issue_token, "ann")
+        await task
+        assert socket.code == 1008
+
+    monkeypatch.setattr("labeling.browser.server.RECHECK_SECONDS", 0.02)
+    socket, token, labeler_of = Socket(), project.issue_token("ann"), project.labeler_of
+    visit(story)
+
+
 def test_files_beside_the_page_are_not_served(project: Project) -> None:
     async def story(client: aiohttp.ClientSession) -> None:
         for path in ("/page/server.py", "/page/..%2f..%2fproject.py", "/static/", "/static/..%2fserver.py"):
@@ -228,7 +277,7 @@ def test_the_screen_in_chromium_by_keyboard_alone_and_from_nowhere_else(project:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         missing("chromium", "apt-get install chromium")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     token = project.issue_token("ann")
     with served(project) as (url, _), sync_playwright() as playwright:
@@ -245,6 +294,11 @@ def test_the_screen_in_chromium_by_keyboard_alone_and_from_nowhere_else(project:
             for key in ("1", "2", "f", "Enter"):
                 page.keyboard.press(key)
                 page.wait_for_timeout(200)
+        # Links to somebody else's screen: on the open page, and on a new one.
+        for name, link in (("bo", f"{url}/#{project.issue_token('bo')}"), ("ann", f"{url}/?new#{token}")):
+            page.goto(link)
+            expect(page).to_have_title(f"Labeling: {name}", timeout=30_000)
+            page.wait_for_selector("body.-first-byte", timeout=30_000)
         chromium.close()
         assert all(address.startswith(url) for address in asked)
         until_none_runs(project)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from labeling.__main__ import main
+from labeling.database import shown_location
 from labeling.labels import read_labels
 from labeling.project import Project
 from rlhf.config import SourceSettings
@@ -153,6 +154,40 @@ def test_importing_a_file_twice_adds_nothing(home: Path, capsys: pytest.CaptureF
         assert {label.labeler for label in read_labels(project)} == {"ann"}
 
 
+def test_the_file_imported_last_is_in_force(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row: dict[str, Any] = {"prompt": "p", "completions": ["a", "b"], "annotator": "ann"}
+    write(home / "A.jsonl", [{**row, "ranks": [1, 2]}])
+    write(home / "B.jsonl", [{**row, "ranks": [2, 1]}])
+    for name, new in (("A", 1), ("B", 1), ("A", 1), ("A", 0), ("B", 1), ("A", 1), ("A", 0)):
+        capsys.readouterr()
+        assert main(["import", "--project", "p", f"{name}.jsonl"]) == 0
+        assert f" new items, {new} new labels" in capsys.readouterr().out
+        with Project.open("p") as project:
+            [label] = read_labels(project)
+        assert label.ranks == ((1, 2) if name == "A" else (2, 1))
+
+
+def test_imported_probabilities_are_exported_as_they_were(home: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "prompt": "p",
+            "completions": ["a", "b", "c"],
+            "comparisons": [[0, 1, 0.2], [0, 2, 0.9], [1, 2, 0.7]],
+            "annotator": "m",
+        },
+        {"prompt": "q", "completions": ["a", "b"], "comparisons": [[1, 0, 0.8]], "annotator": "m"},
+        {"prompt": "r", "completions": ["a", "b"], "comparisons": [[1, 0, 1.0]], "annotator": "m"},
+    ]
+    write(home / "soft.jsonl", rows)
+    assert main(["import", "--project", "p", "soft.jsonl"]) == 0
+    with Project.open("p") as project:
+        assert [label.ranks for label in read_labels(project)] == [(2, 1, 3), (2, 1), (2, 1)]
+    assert main(["export", "--project", "p", "--to", "out", "--labels", "all"]) == 0
+    found = [json.loads(line) for line in Path("out/rankings.jsonl").read_text().splitlines()]
+    assert [row.get("comparisons") for row in found] == [rows[0]["comparisons"], [[1, 0, 0.8]], None]
+    assert found[2]["ranks"] == [2, 1]
+
+
 def test_a_table_of_judged_pairs_keeps_equal_rows_apart(home: Path) -> None:
     row = {"task": "t", "a": "x", "b": "y", "ann": 1, "bo": 0}
     write(home / "table.jsonl", [row, {**row, "ann": 2}, {**row, "b": "z"}])
@@ -186,6 +221,44 @@ def test_a_project_without_labels_has_a_status(capsys: pytest.CaptureFixture[str
     assert main(["create", "--project", "p", "--items", "items.jsonl"]) == 0
     assert main(["status", "--project", "p"]) == 0
     assert "not determined" in capsys.readouterr().out
+
+
+def test_one_item_gives_figures_without_an_interval(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"prompt": "p", "completions": ["a", "b", "c"]}
+    rows: list[dict[str, Any]] = [
+        {**row, "ranks": [1, 2, 3], "annotator": "ann"},
+        {**row, "ranks": [1, 3, 2], "annotator": "bo"},
+    ]
+    write(home / "r.jsonl", rows)
+    assert main(["import", "--project", "p", "r.jsonl"]) == 0
+    capsys.readouterr()
+    assert main(["status", "--project", "p"]) == 0
+    assert "0.6667 [not determined]" in capsys.readouterr().out
+    assert main(["status", "--project", "p", "--json"]) == 0
+    pairwise = json.loads(capsys.readouterr().out)["agreement"]["pairwise"]
+    assert (pairwise["low"], pairwise["high"]) == (None, None)
+    assert main(["export", "--project", "p", "--to", "out"]) == 0
+    metrics = json.loads(Path("out/manifest.json").read_text())["metrics"]
+    assert metrics["pairwise"] == [pytest.approx(2 / 3), None, None]
+
+
+def test_an_export_into_a_file_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    labelled()
+    for folder in ("items.jsonl", "items.jsonl/below"):
+        assert run_command(main, ["export", "--project", "p", "--to", folder]) == 2
+        assert "a file stands in the way" in capsys.readouterr().err
+
+
+def test_the_next_command_is_fit_for_a_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["create", "--project", "my p", "--items", "items.jsonl"]) == 0
+    assert "rank --project 'my p' --labeler NAME" in capsys.readouterr().out
+
+
+def test_a_location_is_printed_without_its_password() -> None:
+    shown = shown_location("postgresql://ann:geheim@host/labels")
+    assert "geheim" not in shown
+    assert "ann:***@host/labels" in shown
+    assert shown_location("my p") == "'my p'"
 
 
 # Ranking line by line
@@ -295,6 +368,11 @@ def test_a_mistake_is_named_and_nothing_is_made(
             "2 ranks for 3",
         ),
         (["adjudicate", "--project", "p", "--item", "1"], "needs an item, ranks and a name"),
+        (
+            ["adjudicate", "--project", "p", "--item", "9" * 20, "--ranks", "1", "--labeler", "e"],
+            "no item 999",
+        ),
+        (["adjudicate", "--project", "p", "--threshold", "nan"], "nan is no threshold"),
         (["export", "--project", "p", "--to", "out"], "no item has enough labels"),
         (["token", "--project", "p", "--labeler", "a\nb"], "cannot be seen"),
     ],

@@ -9,10 +9,10 @@ from labeling.constitution.opinions import (
     entropy_bits,
     log_odds,
     probability,
-    ranks_of,
     sigmoid,
     triads_in_circle,
 )
+from labeling.judgements import ranks_of
 
 LOG_ODDS = st.floats(-5, 5)
 
