@@ -115,10 +115,6 @@ class Team:
         torch.distributed.all_reduce(number, group=self._words)
         return int(number)
 
-    def barrier(self) -> None:
-        """Wait until all are here."""
-        self.gather(None)
-
     def lead(self, work: Callable[[], T]) -> T:
         """What `work` returns on rank 0, the only one that does it, on all ranks; its `UserError` too."""
         if self.size == 1:

@@ -272,7 +272,12 @@ def _prepare(backbone: "Backbone", plain: Optimization) -> Any:
     stage = team().zero
     dtypes = {name: parameter.dtype for name, parameter in plain.named.items()}
     with _quiet():
-        plugin = DeepSpeedPlugin(hf_ds_config=_settings(plain))
+        # Adapters and heads stay whole between steps; only the frozen base is cut.
+        largest = max(parameter.numel() for parameter in plain.named.values())
+        settings = deepspeed_settings(
+            max_grad_norm=plain.max_grad_norm, stage3_param_persistence_threshold=largest + 1
+        )
+        plugin = DeepSpeedPlugin(hf_ds_config=settings)
         accelerator = Accelerator(deepspeed_plugin=plugin, mixed_precision="no")
         engine, _ = accelerator.prepare(backbone, plain.optimizer)
     _forget_settings()
@@ -290,43 +295,39 @@ def _prepare(backbone: "Backbone", plain: Optimization) -> Any:
     return engine
 
 
-def _settings(plain: Optimization) -> dict[str, Any]:
-    """DeepSpeed's settings: everything that it or accelerate would choose by itself is said here."""
-    largest = max(parameter.numel() for parameter in plain.named.values())
+def deepspeed_settings(
+    *, micro_batch_rows: int = 1, accumulation: int = 1, max_grad_norm: float, **more: Any
+) -> dict[str, Any]:
+    """DeepSpeed's settings: all that it, accelerate or a `Trainer` would choose by itself is said here.
+
+    `more` are settings of ZeRO.
+    """
+    told = os.environ.get
     return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "gradient_clipping": plain.max_grad_norm,
+        "train_micro_batch_size_per_gpu": micro_batch_rows,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": max_grad_norm,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": False},
         "fp16": {"enabled": False},
         "zero_optimization": {
             "stage": team().zero,
-            **offloading(),
-            # Adapters and heads stay whole between steps; only the frozen base is cut.
-            "stage3_param_persistence_threshold": largest + 1,
-            "stage3_allgather_sequential": one_by_one(),
+            "offload_optimizer": {"device": told("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")},
+            "offload_param": {"device": told("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")},
+            "stage3_allgather_sequential": _one_by_one(),
+            **more,
         },
     }
 
 
-def one_by_one() -> bool:
+def _one_by_one() -> bool:
     """Whether weights are gathered one after the other: over gloo.
 
     DeepSpeed 0.19 starts many gatherings together and waits for the last. NCCL has then done the others; gloo
     may not have, and layers would now and then run on weights that have not arrived.
     """
     return team().device.type == "cpu"
-
-
-def offloading() -> dict[str, Any]:
-    """Where the launcher wants optimizer state and weights to lie."""
-    told = os.environ.get
-    return {
-        "offload_optimizer": {"device": told("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")},
-        "offload_param": {"device": told("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")},
-    }
 
 
 @contextlib.contextmanager
@@ -336,7 +337,7 @@ def partitioned_load(precision: Precision) -> Iterator[None]:
 
     settings = {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": 3, "stage3_allgather_sequential": one_by_one()},
+        "zero_optimization": {"stage": 3, "stage3_allgather_sequential": _one_by_one()},
         # Says what type the parts have; without it they would be fp32 whatever is loaded.
         "bf16": {"enabled": precision == "bf16"},
     }

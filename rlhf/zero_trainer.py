@@ -11,25 +11,15 @@ from typing import Any
 from torch import nn
 
 from rlhf.distributed import team
-from rlhf.zero import ZeroOptimization, _forget_settings, _gathered, offloading, one_by_one
+from rlhf.zero import ZeroOptimization, _forget_settings, _gathered, deepspeed_settings
 
 
 def trainer_options(micro_batch_rows: int, accumulation: int, *, max_grad_norm: float) -> dict[str, Any]:
     """Arguments with which a `Trainer` uses DeepSpeed; what either would choose by itself is said here."""
-    settings = {
-        "train_micro_batch_size_per_gpu": micro_batch_rows,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": max_grad_norm,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": False},  # autocast computes in bf16; what is trained stays as it is
-        "fp16": {"enabled": False},
-        "zero_optimization": {
-            "stage": team().zero,
-            "stage3_allgather_sequential": one_by_one(),
-            **offloading(),
-        },
-    }
+    # Under bf16 autocast computes in it; what is trained stays as it is.
+    settings = deepspeed_settings(
+        micro_batch_rows=micro_batch_rows, accumulation=accumulation, max_grad_norm=max_grad_norm
+    )
     # It would say that accumulation is DeepSpeed's and not accelerate's, which is so on purpose.
     logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)
     return {"deepspeed": settings, "accelerator_config": {"use_configured_state": True}, "use_cpu": False}

@@ -6,10 +6,10 @@ to end, and go on as the question.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from labeling.constitution.asking import assistant, user
-from labeling.constitution.constitution import Constitution, Principle
+from labeling.constitution.constitution import ComparisonExample, Constitution, Principle
 from rlhf.chat import prompt_text
 from rlhf.records import Turns
 
@@ -77,9 +77,7 @@ def comparison(
 ) -> Turns:
     """Asks which of two responses, in the order shown, is the better one."""
     turns: Turns = ()
-    for example in constitution.examples.comparisons[:num_examples]:
-        by = constitution.by_id(example.principle)
-        asked = _comparison(by, example.prompt, (example.first, example.second))
+    for example, asked in _compared_examples(constitution, num_examples):
         turns += (user(f"{asked} {_ANSWER}"), assistant(OPTIONS[example.better - 1]))
     return (*turns, user(f"{_comparison(principle, prompt, shown)} {_ANSWER}"))
 
@@ -93,9 +91,7 @@ def reasoning(
 ) -> Turns:
     """Asks for a train of thought about the same; `answer_after` asks for the answer."""
     turns: Turns = ()
-    for example in constitution.examples.comparisons[:num_examples]:
-        by = constitution.by_id(example.principle)
-        asked = _comparison(by, example.prompt, (example.first, example.second))
+    for example, asked in _compared_examples(constitution, num_examples):
         turns += (user(f"{asked} {_REASON}"), assistant(example.reasoning))
         turns += (user(_NOW_ANSWER), assistant(OPTIONS[example.better - 1]))
     return (*turns, user(f"{_comparison(principle, prompt, shown)} {_REASON}"))
@@ -116,6 +112,15 @@ def _critique(principle: Principle, prompt: str | Turns, response: str) -> str:
 
 def _revision(principle: Principle) -> str:
     return _REVISION.format(request=principle.revision_request.strip())
+
+
+def _compared_examples(
+    constitution: Constitution, num_examples: int
+) -> Iterator[tuple[ComparisonExample, str]]:
+    """The first worked comparisons, each with its question."""
+    for example in constitution.examples.comparisons[:num_examples]:
+        by = constitution.by_id(example.principle)
+        yield example, _comparison(by, example.prompt, (example.first, example.second))
 
 
 def _comparison(principle: Principle, prompt: str | Turns, shown: Sequence[str]) -> str:
