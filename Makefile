@@ -65,6 +65,9 @@ python = $(VENV)/bin/python
 install: $(VENV)/.triptych-installed
 endif
 
+# Without a shell in between, signals to make reach the stage, and make waits until it has saved.
+stage = exec $(python)
+
 # Whatever is in a value, `quoted` is one word for the shell, and `yaml` a text in YAML (RUN=7 is a name).
 quoted = '$(subst ','\'',$(1))'
 yaml = "$(subst ",\",$(subst \,\\,$(1)))"
@@ -106,34 +109,34 @@ plan: install ## what each stage needs per device, and whether it fits, from the
 	  $(if $(MEMORY),--memory $(call quoted,$(MEMORY))) $(if $(TOKENS),--tokens $(call quoted,$(TOKENS)))
 
 sft: install ## stage 1: fine-tune the model on demonstrations
-	$(python) -m $(launch) sft $(recipe) $(clean)
+	$(stage) -m $(launch) sft $(recipe) $(clean)
 
 reward: install ## stage 2: train the reward model on rankings
-	$(python) -m $(launch) reward $(recipe) $(clean)
+	$(stage) -m $(launch) reward $(recipe) $(clean)
 
 ppo: install ## stage 3: train the policy against the reward model
-	$(python) -m $(launch) ppo $(recipe) $(clean)
+	$(stage) -m $(launch) ppo $(recipe) $(clean)
 
 chat: install ## talk to the policy that stage 3 published
 	$(python) -m ppo.chat $(recipe)
 
 demonstrations: install ## make the run's demonstrations from the base model's own continuations
-	$(python) -m labeling demonstrations $(recipe) $(clean)
+	$(stage) -m labeling demonstrations $(recipe) $(clean)
 
 samples: install ## sample completions from the SFT model, to be ranked
-	$(python) -m labeling samples $(recipe) $(clean)
+	$(stage) -m labeling samples $(recipe) $(clean)
 
 rankings: install ## rank those samples with the recipe's scorer
-	$(python) -m labeling rankings $(recipe) $(clean)
+	$(stage) -m labeling rankings $(recipe) $(clean)
 
 constitution: install ## label by a written constitution: both of the following, as far as the recipe has them
-	$(python) -m labeling constitution $(recipe) $(clean)
+	$(stage) -m labeling constitution $(recipe) $(clean)
 
 revisions: install ## let a model criticize and revise responses, for `make sft LABELS=constitution`
-	$(python) -m labeling revisions $(recipe) $(clean)
+	$(stage) -m labeling revisions $(recipe) $(clean)
 
 preferences: install ## let a model compare completions, for `make reward LABELS=constitution`
-	$(python) -m labeling preferences $(recipe) $(clean)
+	$(stage) -m labeling preferences $(recipe) $(clean)
 
 label: install ## rank completions by hand: the labeler's screen (give PROJECT and LABELER)
 	$(python) -m labeling rank --project $(call quoted,$(PROJECT)) --labeler $(call quoted,$(LABELER))

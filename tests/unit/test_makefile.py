@@ -131,6 +131,35 @@ def test_nothing_runs_after_a_stage_that_fails(checkout: Checkout) -> None:
     assert [call[1] for call in checkout.logged()] == ["sft", "reward"]
 
 
+def test_a_signal_to_make_reaches_the_stage_and_make_waits_for_it(checkout: Checkout, tmp_path: Path) -> None:
+    (checkout.folder / "python.py").write_text(
+        "import pathlib, signal, sys, time\n"
+        "if sys.argv[2:3] == ['ppo']:\n"
+        "    def save(*_):\n"
+        "        time.sleep(0.3)\n"
+        "        print('saved', flush=True)\n"
+        "        sys.exit(75)\n"
+        "    signal.signal(signal.SIGTERM, save)\n"
+        "    print('at work', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    # An unquoted bracket in a setting lets make put a shell in between.
+    command = [
+        "make",
+        "ppo",
+        "VENV=none",
+        f"PYTHON={sys.executable} python.py",
+        "SET=ppo.evaluation.best_of=[2,4]",
+    ]
+    with subprocess.Popen(command, cwd=checkout.folder, stdout=subprocess.PIPE, text=True) as make:
+        assert make.stdout is not None
+        assert any(line == "at work\n" for line in make.stdout)
+        make.terminate()
+        rest = make.stdout.read()
+    assert "saved" in rest
+    assert make.returncode != 0
+
+
 def test_variables_arrive_as_settings_whatever_is_in_them(checkout: Checkout, tmp_path: Path) -> None:
     model = """my  models/it's "new" \\ #1: {a}; echo"""
     config = tmp_path / "my recipe.yaml"
