@@ -11,7 +11,9 @@ from typing import Any
 from torch import nn
 
 from rlhf.distributed import team
-from rlhf.zero import ZeroOptimization, _forget_settings, _gathered, deepspeed_settings
+from rlhf.gathering import gathered, remove_hooks
+from rlhf.zero_setup import deepspeed_settings, forget_settings
+from rlhf.zero_state import ZeroState
 
 
 def trainer_options(micro_batch_rows: int, accumulation: int, *, max_grad_norm: float) -> dict[str, Any]:
@@ -25,16 +27,14 @@ def trainer_options(micro_batch_rows: int, accumulation: int, *, max_grad_norm: 
     return {"deepspeed": settings, "accelerator_config": {"use_configured_state": True}, "use_cpu": False}
 
 
-class TrainerEngine(ZeroOptimization):
-    """The state of an engine that a `Trainer` has made; it takes its steps by itself."""
+class TrainerEngine:
+    """An engine that a `Trainer` has made, and which takes its steps by itself."""
 
     def __init__(
         self, engine: Any, named: Mapping[str, nn.Parameter], groups: Sequence[Sequence[nn.Parameter]]
     ) -> None:
-        self.named, self.max_grad_norm = dict(named), engine.gradient_clipping()
-        self.optimizer = engine.optimizer.optimizer
-        self._engine, self._groups = engine, [list(group) for group in groups]
-        self._make_states()
+        self._engine = engine
+        self.state = ZeroState(engine, named, groups)
         self._skip_what_is_not_finite()
 
     @property
@@ -53,19 +53,17 @@ class TrainerEngine(ZeroOptimization):
 
     def release(self) -> None:
         """Give the module weights of its own again, whole and free of DeepSpeed. Training is over."""
-        module, inner = self._engine.module, self._engine.optimizer
+        module = self._engine.module
         if team().zero == 3:
-            offload = inner.parameter_offload
-            for hook in [*offload.forward_hooks, *offload.backward_hooks]:
-                hook.remove()
+            remove_hooks(self._engine)
         own: dict[int, nn.Parameter] = {}
-        with _gathered(list(module.parameters())):
+        with gathered(list(module.parameters())):
             for part in module.modules():
                 for name, parameter in list(part._parameters.items()):
                     if parameter is not None:
                         copy = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
                         part._parameters[name] = own.setdefault(id(parameter), copy)
-        _forget_settings()
+        forget_settings()
 
     def _skip_what_is_not_finite(self) -> None:
         """Let DeepSpeed look for infinities and NaN, as it does in fp16 alone, and leave such a step out."""

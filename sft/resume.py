@@ -65,7 +65,7 @@ class ResumableTrainer(SFTTrainer):
         del model, trial
         scheduler: Any = self.lr_scheduler
         if self._engine is not None:
-            tensors = self._engine.tensors()
+            tensors = self._engine.state.tensors()
         else:
             tensors = {f"weights.{name}": parameter for name, parameter in self.named.items()}
             tensors |= checkpoints.optimizer_tensors(self._plain_optimizer, self.named)
@@ -135,7 +135,7 @@ class ResumableTrainer(SFTTrainer):
 
     def _load(self, found: Checkpoint) -> None:
         if self._engine is not None:
-            self._engine.restore(found.tensors)
+            self._engine.state.restore(found.tensors)
             return
         with torch.no_grad():
             for name, parameter in self.named.items():
