@@ -12,6 +12,7 @@ from torch import nn
 
 from rlhf.distributed import team
 from rlhf.gathering import gathered, remove_hooks
+from rlhf.zero_guard import skip_what_is_not_finite
 from rlhf.zero_setup import deepspeed_settings, forget_settings
 from rlhf.zero_state import ZeroState
 
@@ -35,11 +36,11 @@ class TrainerEngine:
     ) -> None:
         self._engine = engine
         self.state = ZeroState(engine, named, groups)
-        self._skip_what_is_not_finite()
+        skip_what_is_not_finite(engine)
 
     @property
     def skipped(self) -> bool:
-        """Whether the last step was left out, because a gradient was not finite on some rank."""
+        """Whether the last step was left out, because a loss or a gradient was not finite on some rank."""
         return bool(self._engine.optimizer.overflow)
 
     def check(self, *, accumulation: int, max_grad_norm: float) -> None:
@@ -64,17 +65,3 @@ class TrainerEngine:
                         copy = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
                         part._parameters[name] = own.setdefault(id(parameter), copy)
         forget_settings()
-
-    def _skip_what_is_not_finite(self) -> None:
-        """Let DeepSpeed look for infinities and NaN, as it does in fp16 alone, and leave such a step out."""
-        inner = self._engine.optimizer
-        if team().zero < 3:
-            inner.check_grad_overflow = True
-            return
-        update_scale = inner._overflow_check_and_loss_scale_update
-
-        def check_first() -> bool:
-            inner.check_overflow()
-            return bool(update_scale())
-
-        inner._overflow_check_and_loss_scale_update = check_first

@@ -35,6 +35,8 @@ class ResumableTrainer(SFTTrainer):
     _engine: "TrainerEngine | None" = None
     _groups: list[list[nn.Parameter]]
     _gradient_norm: float = 0.0
+    """Of the last step that was taken."""
+    _step_is_finite: bool
     computes_in_bf16 = False
     """Under DeepSpeed, whose own bf16 would change the type of what is trained."""
     _before_step: tuple[Tensor, dict[str, int]]
@@ -75,6 +77,7 @@ class ResumableTrainer(SFTTrainer):
             "last_logged_step": self._globalstep_last_logged,
             "window": self._metrics["train"],
             "tokens_seen": self._total_train_tokens,
+            "gradient_norm": self._gradient_norm,
             "schedule": scheduler.state_dict(),
             "best": asdict(self.best),
             **self.guard.state(),
@@ -158,6 +161,7 @@ class ResumableTrainer(SFTTrainer):
             self._globalstep_last_logged = state["last_logged_step"]
             self._metrics["train"].update(state["window"])
             self._total_train_tokens = state["tokens_seen"]
+            self._gradient_norm = state["gradient_norm"]
 
     def _load_rng_state(self, checkpoint: Any) -> None:
         del checkpoint
@@ -173,8 +177,10 @@ class ResumableTrainer(SFTTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
-        self._gradient_norm = float(norm)
-        return norm
+        self._step_is_finite = self._is_finite(norm)
+        if self._step_is_finite:
+            self._gradient_norm = float(norm)
+        return self._gradient_norm
 
     def skip_unless_finite(self) -> None:
         """Leave the step out, figures and all, if its loss or gradient is not finite.
@@ -183,7 +189,7 @@ class ResumableTrainer(SFTTrainer):
             NotFiniteError: several steps in a row were not; the state is that before the last of them.
         """
         loss, counts = self._before_step
-        if self._is_finite():
+        if self._step_is_finite:
             self.guard.passes([])
             return
         self._tr_loss = loss
@@ -202,7 +208,7 @@ class ResumableTrainer(SFTTrainer):
             return super().compute_loss_context_manager()
         return torch.autocast(self.args.device.type, dtype=torch.bfloat16)
 
-    def _is_finite(self) -> bool:
+    def _is_finite(self, norm: Any) -> bool:
         if self._engine is not None:
-            return not self._engine.skipped
-        return math.isfinite(float(self._tr_loss)) and math.isfinite(self._gradient_norm)
+            return not self._engine.skipped  # then there is no norm
+        return math.isfinite(float(self._tr_loss)) and math.isfinite(float(norm))
