@@ -346,3 +346,18 @@ def is_loss(error: Exception) -> bool:
     return isinstance(error, lost) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
     )
+
+
+@contextlib.contextmanager
+def whole_model(model: Any) -> Iterator[None]:
+    """`whole_weights` of a causal language model of transformers, with or without PEFT around it."""
+    if _team.zero != 3:
+        yield
+        return
+    from rlhf.gathering import gathering
+    from rlhf.trunk import decoder_layers
+
+    plain = model.get_base_model() if hasattr(model, "peft_config") else model
+    layers = decoder_layers(plain.get_decoder(), plain.config.get_text_config().num_hidden_layers)
+    with gathering(model, layers):
+        yield

@@ -37,16 +37,19 @@ def partitioned_load(precision: Precision) -> Iterator[None]:
 
 
 def trained_by(model: nn.Module, engine: Any) -> None:
-    """From now on `gathering` takes the hooks of DeepSpeed's `engine` off `model` while it lasts."""
+    """While `gathering` lasts, the hooks of DeepSpeed's `engine` are off `model`; None: there are none."""
     _engines[model] = engine
 
 
 @contextlib.contextmanager
 def gathered(parameters: Iterable[nn.Parameter], *, writer: int | None = None) -> Iterator[None]:
     """Inside the block the parameters are whole, those that are cut at all; what `writer` writes is kept."""
+    cut = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not cut:
+        yield
+        return
     import deepspeed
 
-    cut = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
     with deepspeed.zero.GatheredParameters(cut, modifier_rank=writer):
         yield
 
@@ -139,22 +142,16 @@ def _without_hooks(engine: Any) -> Iterator[None]:
     if engine is None:
         yield
         return
-    remove_hooks(engine)
-    try:
-        yield
-    finally:
-        offload = engine.optimizer.parameter_offload
-        coordinator = offload.get_param_coordinator()
-        if not coordinator.is_invalid_trace():
-            coordinator._invalidate_trace()
-        offload._register_deepspeed_module(offload.module)
-
-
-def remove_hooks(engine: Any) -> None:
-    """Take off the hooks with which ZeRO-3 gathers a module's weights when it runs."""
     offload = engine.optimizer.parameter_offload
     for parameter in engine.module.parameters():
         parameter.ds_active_sub_modules.clear()
     for hook in [*offload.forward_hooks, *offload.backward_hooks]:
         hook.remove()
     offload.forward_hooks, offload.backward_hooks = [], []
+    try:
+        yield
+    finally:
+        coordinator = offload.get_param_coordinator()
+        if not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()
+        offload._register_deepspeed_module(offload.module)

@@ -146,7 +146,7 @@ class ResumableTrainer(SFTTrainer):
         checkpoints.restore_optimizer(self._plain_optimizer, self.named, found.tensors)
 
     def trained_model(self) -> Any:
-        """The model after training, whole on every rank."""
+        """The model after training, free of DeepSpeed; cut over ranks under ZeRO-3."""
         if self._engine is not None:
             self._engine.release()
         return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)

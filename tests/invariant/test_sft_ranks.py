@@ -1,4 +1,4 @@
-"""SFT on teams of one and of two processes: what is not finite on one rank."""
+"""SFT on one and on two processes: what is not finite on one rank, and weights that no rank has whole."""
 
 import json
 import os
@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
-from tests.sft_ranks import POISONED
+from tests.sft_ranks import POISONED, STAGES
 
 pytestmark = pytest.mark.slow
 
@@ -51,3 +52,24 @@ def test_a_loss_that_is_not_finite_on_one_rank_leaves_its_step_out_on_all(out: P
     expected, found = (load_file(out / f"{name}.safetensors") for name in ("lose-one", f"lose-{team}"))
     for name, weight in expected.items():
         assert (weight - found[name]).norm() <= 1e-4 * weight.norm(), name
+
+
+@pytest.mark.parametrize("recipe", STAGES)
+def test_zero_3_publishes_the_model_of_one_process(out: Path, recipe: str) -> None:
+    one, three = (out / "runs" / f"{recipe}-{team}" / "sft" for team in ("one", "zero3"))
+    expected, found = (load_file(stage / "model" / "model.safetensors") for stage in (one, three))
+    assert expected.keys() == found.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-4, msg=name)
+    for file in ("config.json", "generation_config.json", "tokenizer.json"):
+        assert (one / "model" / file).read_bytes() == (three / "model" / file).read_bytes()
+    figures, again = (json.loads((stage / "manifest.json").read_text())["metrics"] for stage in (one, three))
+    assert again == pytest.approx(figures, rel=1e-4)
+
+
+@pytest.mark.parametrize("recipe", STAGES)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_outside_training_no_rank_has_the_model_whole(out: Path, recipe: str, rank: int) -> None:
+    seen = figures(out, f"{recipe}-zero3.rank{rank}")
+    assert 0 < seen["peak"] < 0.65 * seen["model"]  # embeddings, head and one of two layers
+    assert seen["before training"] == seen["at the end"] == 0
