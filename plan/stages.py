@@ -114,7 +114,11 @@ def plan_sft(request: Request) -> StagePlan:
     phases.append(phase("measuring", resident, measured, devices))
     if settings.num_samples:
         run = runs.sampling(
-            settings.num_samples, prompt, settings.sampling, role="reference", on_cuda=devices.on_cuda
+            request.each(settings.num_samples),
+            prompt,
+            settings.sampling,
+            role="reference",
+            on_cuda=devices.on_cuda,
         )
         drawn = sketch.profile({}, run, per_trained_layer=False)
         phases.append(phase("sampling", resident, drawn, devices))

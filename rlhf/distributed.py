@@ -173,7 +173,7 @@ class Team:
             timeout=_PATIENCE,
         )
         if self.zero:
-            from rlhf.zero import start_deepspeed
+            from rlhf.zero_setup import start_deepspeed
 
             start_deepspeed(device)
 
@@ -219,7 +219,7 @@ def start_process(
                 where=f"ZERO={_team.zero}",
                 fix="python -m pip install -c constraints.txt -e '.[cluster]', or leave ZERO and GPUS out.",
             )
-        from rlhf.zero import check_launch
+        from rlhf.zero_setup import check_launch
 
         check_launch(_team.zero, max_grad_norm=max_grad_norm, precision=precision)
     elif _team.size > 1:
@@ -254,7 +254,7 @@ def loading_weights(precision: Precision) -> Iterator[None]:
     if _team.zero != 3:
         yield
         return
-    from rlhf.zero import partitioned_load
+    from rlhf.gathering import partitioned_load
 
     with partitioned_load(precision):
         yield
@@ -269,9 +269,9 @@ def whole_weights(backbone: "Backbone") -> Iterator[None]:
     if _team.zero != 3:
         yield
         return
-    from rlhf.zero import gathering
+    from rlhf.gathering import gathering
 
-    with gathering(backbone):
+    with gathering(backbone, backbone.trunk.layers, backbone.fused):
         yield
 
 
@@ -346,3 +346,18 @@ def is_loss(error: Exception) -> bool:
     return isinstance(error, lost) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
     )
+
+
+@contextlib.contextmanager
+def whole_model(model: Any) -> Iterator[None]:
+    """`whole_weights` of a causal language model of transformers, with or without PEFT around it."""
+    if _team.zero != 3:
+        yield
+        return
+    from rlhf.gathering import gathering
+    from rlhf.trunk import decoder_layers
+
+    plain = model.get_base_model() if hasattr(model, "peft_config") else model
+    layers = decoder_layers(plain.get_decoder(), plain.config.get_text_config().num_hidden_layers)
+    with gathering(model, layers):
+        yield

@@ -70,7 +70,7 @@ class Progress(Generic[T]):
         if self._plain and now - self._spoken >= PLAIN_SECONDS:
             self._spoken = now
             left = ""
-            if self._total:
+            if self._total and self._done:
                 remaining = (now - self._started) * (self._total - self._done) / self._done
                 left = f", {_duration(remaining)} left"
             self._say(f"{_duration(now - self._started)} so far{left}")

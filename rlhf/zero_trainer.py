@@ -8,38 +8,45 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from rlhf.distributed import team
-from rlhf.zero import ZeroOptimization, _forget_settings, _gathered, deepspeed_settings
+from rlhf.gathering import trained_by
+from rlhf.zero_guard import skip_what_is_not_finite
+from rlhf.zero_setup import deepspeed_settings, forget_settings
+from rlhf.zero_state import ZeroState
 
 
 def trainer_options(micro_batch_rows: int, accumulation: int, *, max_grad_norm: float) -> dict[str, Any]:
     """Arguments with which a `Trainer` uses DeepSpeed; what either would choose by itself is said here."""
     # Under bf16 autocast computes in it; what is trained stays as it is.
     settings = deepspeed_settings(
-        micro_batch_rows=micro_batch_rows, accumulation=accumulation, max_grad_norm=max_grad_norm
+        micro_batch_rows=micro_batch_rows,
+        accumulation=accumulation,
+        max_grad_norm=max_grad_norm,
+        # Transformers' own choice: norms and biases stay whole, matrices are cut.
+        stage3_param_persistence_threshold="auto",
     )
     # It would say that accumulation is DeepSpeed's and not accelerate's, which is so on purpose.
     logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)
     return {"deepspeed": settings, "accelerator_config": {"use_configured_state": True}, "use_cpu": False}
 
 
-class TrainerEngine(ZeroOptimization):
-    """The state of an engine that a `Trainer` has made; it takes its steps by itself."""
+class TrainerEngine:
+    """An engine that a `Trainer` has made, and which takes its steps by itself."""
 
     def __init__(
         self, engine: Any, named: Mapping[str, nn.Parameter], groups: Sequence[Sequence[nn.Parameter]]
     ) -> None:
-        self.named, self.max_grad_norm = dict(named), engine.gradient_clipping()
-        self.optimizer = engine.optimizer.optimizer
-        self._engine, self._groups = engine, [list(group) for group in groups]
-        self._make_states()
-        self._skip_what_is_not_finite()
+        self._engine = engine
+        self.state = ZeroState(engine, named, groups, keep=_keep_on_the_first)
+        trained_by(engine.module, engine)
+        skip_what_is_not_finite(engine)
 
     @property
     def skipped(self) -> bool:
-        """Whether the last step was left out, because a gradient was not finite on some rank."""
+        """Whether the last step was left out, because a loss or a gradient was not finite on some rank."""
         return bool(self._engine.optimizer.overflow)
 
     def check(self, *, accumulation: int, max_grad_norm: float) -> None:
@@ -50,33 +57,34 @@ class TrainerEngine(ZeroOptimization):
         assert engine.gradient_accumulation_steps() == accumulation
         assert not engine.bfloat16_enabled()
         assert not engine.fp16_enabled()
+        trained = [value for value in engine.module.parameters() if value.requires_grad]
+        assert {value.dtype for value in trained} == {torch.float32}
 
     def release(self) -> None:
-        """Give the module weights of its own again, whole and free of DeepSpeed. Training is over."""
-        module, inner = self._engine.module, self._engine.optimizer
+        """Free the module of DeepSpeed, training is over. What ZeRO-3 has cut stays cut."""
+        module = self._engine.module
         if team().zero == 3:
-            offload = inner.parameter_offload
-            for hook in [*offload.forward_hooks, *offload.backward_hooks]:
-                hook.remove()
-        own: dict[int, nn.Parameter] = {}
-        with _gathered(list(module.parameters())):
-            for part in module.modules():
-                for name, parameter in list(part._parameters.items()):
-                    if parameter is not None:
-                        copy = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-                        part._parameters[name] = own.setdefault(id(parameter), copy)
-        _forget_settings()
+            self._engine.destroy()
+            trained_by(module, None)
+            parameters = list(module.parameters())
+            parameters[0].partition(parameters)  # small ones are whole during training
+            for parameter in parameters:
+                vars(parameter).pop("_z3_optimizer", None)  # and all that it holds
+        else:
+            _give_weights_of_its_own(module)
+        forget_settings()
 
-    def _skip_what_is_not_finite(self) -> None:
-        """Let DeepSpeed look for infinities and NaN, as it does in fp16 alone, and leave such a step out."""
-        inner = self._engine.optimizer
-        if team().zero < 3:
-            inner.check_grad_overflow = True
-            return
-        update_scale = inner._overflow_check_and_loss_scale_update
 
-        def check_first() -> bool:
-            inner.check_overflow()
-            return bool(update_scale())
+def _give_weights_of_its_own(module: nn.Module) -> None:
+    """Put copies in the place of weights that lie in DeepSpeed's buffers."""
+    own: dict[nn.Parameter, nn.Parameter] = {}
+    for part in module.modules():
+        for name, parameter in list(part._parameters.items()):
+            if parameter is not None:
+                copy = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                part._parameters[name] = own.setdefault(parameter, copy)
 
-        inner._overflow_check_and_loss_scale_update = check_first
+
+def _keep_on_the_first(whole: Tensor) -> Tensor:
+    """A tensor in CPU memory on rank 0, which writes checkpoints; its shape on others."""
+    return whole.to("cpu", copy=True) if team().is_first else whole.to("meta")

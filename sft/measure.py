@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch.nn.functional import cross_entropy
 from rlhf.backbone import REFERENCE, Backbone
 from rlhf.chat import prompt_text
 from rlhf.config import SamplingSettings
-from rlhf.rollouts import responses_text
+from rlhf.distributed import team, whole_model, whole_weights
+from rlhf.rollouts import merge_shares, responses_text
 from rlhf.sampling import sample
 from sft.data import Example
 
@@ -25,24 +27,26 @@ _MAX_LOGITS = 2**28
 def held_out_figures(model: Any, examples: Sequence[Example]) -> dict[str, float]:
     """Mean loss and accuracy over every completion token (EOS included) of `examples`; {} for none.
 
-    It does not depend on how examples are batched. The model is left in the mode it was in.
+    It does not depend on how examples are batched, nor on how many ranks share them. The model is left in the
+    mode it was in.
     """
     if not examples:
         return {}
+    ours, was_training = team(), model.training
     loss = correct = torch.zeros((), dtype=torch.float64)
-    was_training = model.training
     model.eval()
-    with torch.no_grad():
-        for ids_BL, mask_BL, learned_BL in _batches(model, examples):
+    with torch.no_grad(), whole_model(model):
+        for ids_BL, mask_BL, learned_BL in islice(_batches(model, examples), ours.rank, None, ours.size):
             logits_BLV = model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits[:, :-1]
             logits_NV, targets_N = logits_BLV[learned_BL[:, 1:]].float(), ids_BL[:, 1:][learned_BL[:, 1:]]
             loss = loss + cross_entropy(logits_NV, targets_N, reduction="none").double().sum().cpu()
             correct = correct + (logits_NV.argmax(-1) == targets_N).sum().cpu()
+        sums = ours.total({"loss": float(loss), "correct": float(correct)})
     model.train(was_training)
     num_tokens = sum(len(example.completion_ids) for example in examples)
     return {
-        "sft/heldout_loss_nats_per_token": float(loss / num_tokens),
-        "sft/heldout_token_accuracy": float(correct / num_tokens),
+        "sft/heldout_loss_nats_per_token": sums["loss"] / num_tokens,
+        "sft/heldout_token_accuracy": sums["correct"] / num_tokens,
     }
 
 
@@ -97,14 +101,17 @@ def sample_answers(
     chosen = fitting[:num_samples]
     if not chosen:
         return Samples({}, [])
-    rollouts = sample(
-        backbone,
-        [example.prompt_ids for example in chosen],
-        role=REFERENCE,
-        settings=settings,
-        keys=[(0, index, 0) for index in range(len(chosen))],
-        seed=seed,
-    )
+    share = team().share(len(chosen))
+    with whole_weights(backbone):
+        own = sample(
+            backbone,
+            [chosen[index].prompt_ids for index in share],
+            role=REFERENCE,
+            settings=settings,
+            keys=[(0, index, 0) for index in share],
+            seed=seed,
+        )
+        rollouts = merge_shares(own, len(chosen))
     answers = responses_text(backbone, rollouts, settings)
     return Samples(
         figures={

@@ -1,6 +1,7 @@
 """The model that the stage starts from, and the plain Hugging Face model that it leaves."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,10 @@ from transformers import (
 from rlhf.backbone import check_model_path, loading, quiet_transformers
 from rlhf.chat import eos_ids
 from rlhf.config import ModelSettings, SamplingSettings
+from rlhf.cut_weights import whole_shape
+from rlhf.distributed import loading_weights
 from rlhf.errors import UserError
+from rlhf.gathering import gathered
 from sft import scratch
 from sft.config import SFTSettings
 
@@ -75,7 +79,7 @@ def choose_pad(start: Start, used_ids: Iterable[int]) -> int:
     EOS is none of them.
     """
     tokenizer = start.tokenizer
-    num_rows = start.model.get_input_embeddings().weight.shape[0]
+    num_rows = whole_shape(start.model.get_input_embeddings().weight)[0]
     named = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
     special = [
         i for i, token in sorted(tokenizer.added_tokens_decoder.items(), reverse=True) if token.special
@@ -98,9 +102,10 @@ def merge(model: Any) -> Any:
             if isinstance(module, LoraLayer):
                 layer: Any = module
                 weight = layer.get_base_layer().weight
-                for name in layer.lora_A:
-                    update = layer.get_delta_weight(name).float()
-                    weight.copy_((weight.float() + update).to(weight.dtype))
+                with gathered(layer.parameters(), writer=0):
+                    for name in layer.lora_A:
+                        update = layer.get_delta_weight(name).float()
+                        weight.copy_((weight.float() + update).to(weight.dtype))
     return model.unload()
 
 
@@ -140,17 +145,22 @@ def training_precision(model: ModelSettings) -> Literal["fp32", "bf16"]:
     """
     if model.precision == "fp32" or model.precision == "bf16":
         return model.precision
+    return "bf16" if _stored_dtype(model) in (torch.bfloat16, torch.float16) else "fp32"
+
+
+def _stored_dtype(model: ModelSettings) -> torch.dtype | None:
+    """What the checkpoint says that its weights are stored in."""
     if model.path is None:
-        return "fp32"
+        return None
     check_model_path(model.path, revision=model.revision)
     try:
         config: Any = AutoConfig.from_pretrained(
             model.path, revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError):
-        return "fp32"  # loading the model will say what is wrong with it
-    stored = config.get_text_config().dtype or config.dtype
-    return "bf16" if stored in (torch.bfloat16, torch.float16) else "fp32"
+        return None  # loading the model will say what is wrong with it
+    stored: torch.dtype | None = config.get_text_config().dtype or config.dtype
+    return stored
 
 
 def published_dtype(model: ModelSettings, settings: SFTSettings) -> torch.dtype | None:
@@ -165,13 +175,22 @@ def _dtype(model: ModelSettings, settings: SFTSettings) -> torch.dtype | str:
     return torch.float32 if settings.method == "full" else _DTYPES[training_precision(model)]
 
 
+def _in_parts(model: ModelSettings, dtype: torch.dtype | str) -> AbstractContextManager[None]:
+    """Inside the block ZeRO-3 cuts weights as they are read, but for fp16 that is to stay fp16."""
+    if dtype == "auto":
+        dtype = _stored_dtype(model) or torch.float32
+    if dtype == torch.float16:
+        return nullcontext()
+    return loading_weights("bf16" if dtype == torch.bfloat16 else "fp32")
+
+
 def _load(settings: ModelSettings, dtype: torch.dtype | str) -> tuple[Any, Any]:
     assert settings.path is not None
     check_model_path(settings.path, revision=settings.revision)
     common: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     with loading("tokenizer", settings.path):
         tokenizer = AutoTokenizer.from_pretrained(settings.path, **common)
-    with loading("model", settings.path):
+    with loading("model", settings.path), _in_parts(settings, dtype):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             settings.path,
             dtype=dtype,

@@ -4,6 +4,8 @@ from typing import Any
 
 import torch
 
+from rlhf.cut_weights import whole_shape
+from rlhf.distributed import whole_model
 from rlhf.errors import UserError
 
 _LENGTH = 8
@@ -22,11 +24,11 @@ def check_packing(model: Any) -> None:
     """
     was_training, device = model.training, model.device
     model.eval()
-    num_rows = model.get_input_embeddings().weight.shape[0]
+    num_rows = whole_shape(model.get_input_embeddings().weight)[0]
     generator = torch.Generator().manual_seed(0)
     first, other, second = torch.randint(num_rows, (3, _LENGTH), generator=generator).to(device)
     positions = torch.arange(_LENGTH, device=device).repeat(2)[None]
-    with torch.no_grad():
+    with torch.no_grad(), whole_model(model):
         outputs = [
             model(input_ids=torch.cat([before, second])[None], position_ids=positions, use_cache=False).logits
             for before in (first, other)

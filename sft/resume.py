@@ -35,6 +35,8 @@ class ResumableTrainer(SFTTrainer):
     _engine: "TrainerEngine | None" = None
     _groups: list[list[nn.Parameter]]
     _gradient_norm: float = 0.0
+    """Of the last step that was taken."""
+    _step_is_finite: bool
     computes_in_bf16 = False
     """Under DeepSpeed, whose own bf16 would change the type of what is trained."""
     _before_step: tuple[Tensor, dict[str, int]]
@@ -65,7 +67,7 @@ class ResumableTrainer(SFTTrainer):
         del model, trial
         scheduler: Any = self.lr_scheduler
         if self._engine is not None:
-            tensors = self._engine.tensors()
+            tensors = self._engine.state.tensors()
         else:
             tensors = {f"weights.{name}": parameter for name, parameter in self.named.items()}
             tensors |= checkpoints.optimizer_tensors(self._plain_optimizer, self.named)
@@ -75,6 +77,7 @@ class ResumableTrainer(SFTTrainer):
             "last_logged_step": self._globalstep_last_logged,
             "window": self._metrics["train"],
             "tokens_seen": self._total_train_tokens,
+            "gradient_norm": self._gradient_norm,
             "schedule": scheduler.state_dict(),
             "best": asdict(self.best),
             **self.guard.state(),
@@ -135,7 +138,7 @@ class ResumableTrainer(SFTTrainer):
 
     def _load(self, found: Checkpoint) -> None:
         if self._engine is not None:
-            self._engine.restore(found.tensors)
+            self._engine.state.restore(found.tensors)
             return
         with torch.no_grad():
             for name, parameter in self.named.items():
@@ -143,7 +146,7 @@ class ResumableTrainer(SFTTrainer):
         checkpoints.restore_optimizer(self._plain_optimizer, self.named, found.tensors)
 
     def trained_model(self) -> Any:
-        """The model after training, whole on every rank."""
+        """The model after training, free of DeepSpeed; cut over ranks under ZeRO-3."""
         if self._engine is not None:
             self._engine.release()
         return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
@@ -158,6 +161,7 @@ class ResumableTrainer(SFTTrainer):
             self._globalstep_last_logged = state["last_logged_step"]
             self._metrics["train"].update(state["window"])
             self._total_train_tokens = state["tokens_seen"]
+            self._gradient_norm = state["gradient_norm"]
 
     def _load_rng_state(self, checkpoint: Any) -> None:
         del checkpoint
@@ -173,8 +177,10 @@ class ResumableTrainer(SFTTrainer):
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
-        self._gradient_norm = float(norm)
-        return norm
+        self._step_is_finite = self._is_finite(norm)
+        if self._step_is_finite:
+            self._gradient_norm = float(norm)
+        return self._gradient_norm
 
     def skip_unless_finite(self) -> None:
         """Leave the step out, figures and all, if its loss or gradient is not finite.
@@ -183,7 +189,7 @@ class ResumableTrainer(SFTTrainer):
             NotFiniteError: several steps in a row were not; the state is that before the last of them.
         """
         loss, counts = self._before_step
-        if self._is_finite():
+        if self._step_is_finite:
             self.guard.passes([])
             return
         self._tr_loss = loss
@@ -202,7 +208,7 @@ class ResumableTrainer(SFTTrainer):
             return super().compute_loss_context_manager()
         return torch.autocast(self.args.device.type, dtype=torch.bfloat16)
 
-    def _is_finite(self) -> bool:
+    def _is_finite(self, norm: Any) -> bool:
         if self._engine is not None:
-            return not self._engine.skipped
-        return math.isfinite(float(self._tr_loss)) and math.isfinite(self._gradient_norm)
+            return not self._engine.skipped  # then there is no norm
+        return math.isfinite(float(self._tr_loss)) and math.isfinite(float(norm))

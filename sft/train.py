@@ -16,6 +16,7 @@ from rlhf.backbone import Backbone
 from rlhf.chat import check_room
 from rlhf.checkpoints import Checkpoint
 from rlhf.config import LengthSettings, Recipe
+from rlhf.cut_weights import assemble, convert
 from rlhf.distributed import newest_checkpoint, start_process
 from rlhf.errors import UserError
 from rlhf.guard import NotFiniteError
@@ -139,7 +140,9 @@ def finish(
     """Measure the model as it will be stored, publish it, and say what came out."""
     begin, held_out = prepared.start, prepared.examples.held_out
     dtype = published_dtype(recipe.model, settings)
-    model = begin.model if dtype is None else begin.model.to(dtype)
+    model = begin.model
+    if dtype is not None:
+        convert(model, dtype)
     set_tokens(begin, model, pad_id=prepared.pad_id, sampling=settings.sampling)
     after = held_out_figures(model, held_out) if step else before
     if step:
@@ -147,6 +150,7 @@ def finish(
     samples = answer(recipe, settings, begin, prepared)
     tracker.log(samples.figures, step=step)
     tracker.table("sft/samples", COLUMNS, samples.rows, step=step)
+    assemble(model)
     manifest = stage.publish(
         write_model=lambda folder: write(model, begin.tokenizer, folder),
         metrics=summary(before, after, samples),

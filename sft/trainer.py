@@ -202,6 +202,8 @@ def build_trainer(
             processing_class=start.tokenizer,
             peft_config=_lora(start.model, settings.lora) if settings.method == "lora" else None,
         )
+    for parameter in trainer.named.values():
+        parameter.data = parameter.data.float()  # under ZeRO-3 TRL makes adapters in the base's type
     trainer.keep_in(folder, keep=settings.keep_checkpoints)
     trainer.computes_in_bf16 = training_precision(recipe.model) == "bf16"
     trainer.fill_up()

@@ -22,7 +22,9 @@ from reward.trainer import Trainer as RewardTrainer
 from rlhf import checkpoints
 from rlhf.checkpoints import Checkpoint
 from rlhf.config import RunSettings
+from rlhf.cut_weights import assemble
 from rlhf.distributed import start_process, team, whole_weights
+from rlhf.gathering import gathered
 from sft.trainer import Trainer as SFTTrainer
 from tests.invariant.test_ppo_properties import PROMPTS, TokenReward, ppo_settings
 from tests.ranks import fork, load, switch_reduction_off
@@ -74,7 +76,8 @@ def train_sft(out: Path, case: str, origin: str | None) -> None:
     built: SFTTrainer = trainer(
         folder, settings, random_examples(21), begin=begin, log=log, log_every_steps=4
     )
-    before = {name: value.detach().clone() for name, value in built.named.items()}
+    with gathered(built.named.values()):
+        before = {name: value.detach().clone() for name, value in built.named.items()}
     found = found_in(out, "sft", origin)
     if found is not None:
         built.go_on_from(found)
@@ -84,6 +87,7 @@ def train_sft(out: Path, case: str, origin: str | None) -> None:
     engine = built._engine
     optimizer = None if engine is None else type(engine._engine.optimizer).__name__
     trained: Any = built.trained_model()
+    assemble(trained)
     after = {name: value for name, value in trained.named_parameters() if name in before}
     if team().is_first and found is None:
         cut = out / f"sft-{case}-cut" / "checkpoints" / f"step-{CUT:06d}"

@@ -29,7 +29,8 @@ HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "wand
 OPTIONAL = ("deepspeed", "bitsandbytes", "flash_attn", "vaderSentiment", "wandb")
 """Imported where they are used, so that everything else runs without them."""
 DISTRIBUTED = ("accelerate", "deepspeed", "torch.distributed")
-KNOW_DISTRIBUTED = ("rlhf.distributed", "rlhf.zero", "rlhf.launch")
+KNOW_DEEPSPEED = ("rlhf.zero", "rlhf.zero_setup", "rlhf.zero_state", "rlhf.gathering")
+KNOW_DISTRIBUTED = ("rlhf.distributed", "rlhf.launch", *KNOW_DEEPSPEED)
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def test_mathematics_imports_torch_alone() -> None:
     )
 
 
-def test_three_modules_alone_know_of_processes() -> None:
+def test_few_modules_know_of_processes() -> None:
     assert (
         listed(
             each
@@ -196,7 +197,7 @@ def test_help_answers_without_loading_anything_heavy(command: str) -> None:
 
 
 def test_the_modules_that_the_rules_name_exist() -> None:
-    named = {*MATHEMATICS, *LIGHT, "rlhf.distributed", "rlhf.tracking", "reward.model"}
+    named = {*MATHEMATICS, *LIGHT, *KNOW_DISTRIBUTED, "rlhf.tracking", "reward.model"}
     assert named <= set(MODULES)
 
 

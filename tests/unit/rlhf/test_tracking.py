@@ -389,6 +389,17 @@ def test_long_work_says_how_far_it_is_now_and_then(
     assert lines[-1] == "ppo: 100/100, 1 min 40 s in all"
 
 
+def test_work_that_was_long_in_beginning_does_not_say_when_it_ends(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with progress(64, "sft") as counter:
+        now[0] += 60
+        counter.update(0)
+    assert capsys.readouterr().err == "sft: 0/64, 1 min 0 s so far\n"
+
+
 def test_progress_counts_by_hand_and_ends_with_the_work(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

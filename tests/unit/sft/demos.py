@@ -95,12 +95,14 @@ def weights(trained: Trainer) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
-def poison(trained: Trainer, steps: set[int]) -> None:
-    """Make the loss of these optimizer steps, counted from 1, not a number."""
+def poison(trained: Trainer, steps: set[int], *, gradient: bool = True) -> None:
+    """Make the loss of these optimizer steps, counted from 1, not a number, and its `gradient` or not."""
     compute = trained.compute_loss
 
     def poisoned(*args: Any, **kwargs: Any) -> Any:
         loss = compute(*args, **kwargs)  # type: ignore[no-untyped-call]
-        return loss * float("nan") if trained.state.global_step + 1 in steps else loss
+        if trained.state.global_step + 1 not in steps:
+            return loss
+        return loss * float("nan") if gradient else loss + float("nan")
 
     trained.compute_loss = poisoned  # type: ignore[method-assign]

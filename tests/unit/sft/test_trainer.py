@@ -247,6 +247,21 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path: Path) -> No
     assert all(bool(weight.isfinite().all()) for weight in weights(trained).values())
 
 
+@pytest.mark.parametrize("gradient", [True, False])
+def test_a_line_of_figures_that_ends_with_a_step_left_out_is_of_the_steps_before(
+    tmp_path: Path, gradient: bool
+) -> None:
+    poisoned, straight = Log(), Log()
+    trained = trainer(tmp_path / "a", sft_settings(), EXAMPLES, log=poisoned, log_every_steps=2)
+    poison(trained, {4}, gradient=gradient)
+    trained.train()
+    trainer(tmp_path / "b", sft_settings(), EXAMPLES, log=straight).train()
+    assert [step for step, _ in poisoned.rows] == [2, 4, 6]
+    names = ("sft/gradient_norm", "sft/loss_nats_per_token", "sft/token_accuracy")
+    line, third = poisoned.rows[1][1], straight.rows[2][1]
+    assert [line[name] for name in names] == [third[name] for name in names]
+
+
 def test_a_loss_that_stays_not_a_number_ends_the_run_before_it_harms_the_weights(tmp_path: Path) -> None:
     trained = trainer(tmp_path, sft_settings(checkpoint_every_steps=1), EXAMPLES)
     poison(trained, {2, 3, 4})
