@@ -98,7 +98,7 @@ def train_ppo(out: Path, case: str, *, name: str = "ppo", **changes: Any) -> Non
     finish(out, f"{name}-{case}", updater, before, figures)
 
 
-TRAININGS = {
+TRAININGS: dict[str, Callable[[Path, str], None]] = {
     "reward": train_reward,
     "ppo": train_ppo,
     "trunk": functools.partial(train_ppo, name="trunk", lora=LoraSettings(rank=4, alpha=8.0, top_layers=1)),

@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from rlhf import distributed
 from rlhf.distributed import Team, team
@@ -52,7 +53,7 @@ def preload() -> None:
 def fork(size: int, zero: int, work: Callable[[], None]) -> None:
     """Run `work` on every rank of a new team, and see that none of them failed."""
     # As under a launcher, the store where ranks meet is the parent's: its port is never free for another.
-    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     running = {os.fork() or _child(rank, size, zero, store.port, work): rank for rank in range(size)}
     failed: dict[int, int] = {}
     while running:

@@ -29,13 +29,13 @@ QUANTIZED = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsan
 
 
 def make(root: Path, runs: Path, name: str, *words: str, settings: str = "") -> "subprocess.Popen[str]":
-    """`make` with these goals and variables on the run `name`; what it says goes to one pipe."""
+    """`make` with these goals and variables on the run `name`, as `runs` has made `micro`."""
     outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
     environment = {key: value for key, value in os.environ.items() if key not in outer}
     return subprocess.Popen(
         [
             *("make", "VENV=none", f"PYTHON={sys.executable}", f"CONFIG={CONFIG}", f"RUN={name}", *words),
-            f"SET=run.folder={runs} tracking.wandb=off {settings}",
+            f"SET=run.folder={runs} tracking.wandb=off ppo.export_merged=true {settings}",
         ],
         cwd=root,
         env=environment,
@@ -107,6 +107,6 @@ def test_two_processes_hold_a_4_bit_base_each(
         copy_stages(runs / "micro", runs / name)
     said(make(root, runs, "nf4", "ppo", "GPUS=2", "ZERO=2", settings="model.precision=nf4"))
     monkeypatch.chdir(root)
-    assert start("ppo", runs, "run.name=nf4-one", "tracking.wandb=off", "model.precision=nf4") == 0
+    assert start("ppo", runs, "run.name=nf4-one", "ppo.export_merged=true", "model.precision=nf4") == 0
     assert_same_result(runs / "nf4-one", runs / "nf4", "ppo")
     assert require(runs / "nf4", "ppo").metrics != require(runs / "micro", "ppo").metrics
