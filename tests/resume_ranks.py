@@ -36,7 +36,10 @@ CUT = 3
 
 def train(out: Path, case: str) -> None:
     """Two epochs of 21 examples in steps of 8: two processes need a dummy row in the last step of each."""
-    settings = sft_settings(micro_batch_size=3, checkpoint_every_steps=CUT, keep_checkpoints=9)
+    epochs = 1 if case == "one-rank-fails" else 2
+    settings = sft_settings(
+        num_epochs=epochs, micro_batch_size=3, checkpoint_every_steps=CUT, keep_checkpoints=9
+    )
     start_process(RunSettings(device="cpu"), max_grad_norm=settings.max_grad_norm)
     begin, log, folder, origin = small_start(out, settings), Log(), out / f"sft-{case}", CASES[case].origin
     built: Trainer = trainer(folder, settings, random_examples(21), begin=begin, log=log, log_every_steps=4)
@@ -76,6 +79,7 @@ def main(out: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Not in torch's deterministic mode, as no user's run is: it fills all new memory, also DeepSpeed's
+    # buckets of 2 GB, which here hold some kilobytes.
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
     main(Path(sys.argv[1]), sys.argv[2:])
