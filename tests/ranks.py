@@ -1,75 +1,48 @@
-"""Teams of real processes over gloo, forked from one that has imported all: `python -m tests.ranks OUT`.
+"""The reward model and PPO on teams of processes: `python -m tests.ranks OUT [CASE ...]`.
 
-Each case of `CASES` trains the reward model and PPO on a small model, on one process or on two under the real
-DeepSpeed, and leaves in OUT what came out of it. The test that reads it is tests/invariant/test_ranks.py.
+Each case of `CASES` trains them on a small model, on one process or on two under the real DeepSpeed, from the
+beginning or from another case's checkpoint, and leaves in OUT what came out of it. The test that reads it is
+tests/invariant/test_ranks.py.
 """
 
-import json
+import functools
 import os
-import socket
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ppo.models import POLICY, build_roles
 from ppo.rollout import collect, experience, schedule_prompts, score_values
 from ppo.update import Updater
 from reward.trainer import Trainer
-from rlhf import distributed
+from rlhf import checkpoints
 from rlhf.backbone import Backbone
 from rlhf.config import LoraSettings, ModelSettings, RunSettings
-from rlhf.distributed import Team, start_process, team, whole_weights
+from rlhf.distributed import newest_checkpoint, start_process, team, whole_weights
 from tests.invariant.test_ppo_properties import PROMPTS, TokenReward, ppo_settings
 from tests.small import perturb, write_small_model
+from tests.teams import Case, fork, leave, preload, switch_reduction_off
 from tests.unit.reward.groups import random_groups, reward_settings
 
 CASES = {
-    "one": (1, 0),
-    "zero1": (2, 1),
-    "zero2": (2, 2),
-    "zero3": (2, 3),
-    "layers": (2, 3),
-    "unsynchronized": (2, 2),
+    "one": Case(1, 0),
+    "zero1": Case(2, 1),
+    "zero2": Case(2, 2),
+    "zero3": Case(2, 3),
+    "layers": Case(2, 3),
+    "unsynchronized": Case(2, 2),
+    "zero2-zero2": Case(2, 2, origin="zero2"),
+    "zero3-zero3": Case(2, 3, origin="zero3"),
+    "zero2-one": Case(1, 0, origin="zero2"),
+    "one-zero2": Case(2, 2, origin="one"),
 }
-"""Name → number of processes and ZeRO stage."""
-NUM_ITERATIONS, NUM_REWARD_STEPS = 3, 5
-
-
-def fork(size: int, zero: int, work: Callable[[], None]) -> None:
-    """Run `work` on every rank of a new team, and see that none of them failed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = [os.fork() or _child(rank, size, zero, port, work) for rank in range(size)]
-    statuses = [os.waitpid(child, 0)[1] for child in children]
-    assert statuses == [0] * size, f"ZeRO-{zero}: the ranks ended with {statuses}"
-
-
-def _child(rank: int, size: int, zero: int, port: int, work: Callable[[], None]) -> int:
-    try:
-        if zero:
-            os.environ |= {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "ACCELERATE_USE_DEEPSPEED": "true",
-                "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(zero),
-            }
-        distributed._team = Team()
-        work()
-        os._exit(0)
-    except BaseException:
-        traceback.print_exc()
-        sys.stderr.flush()
-        os._exit(1)
+NUM_REWARD_STEPS, REWARD_CUT = 5, 3
+NUM_ITERATIONS, PPO_CUT = 3, 2
+"""How long a case trains, and after how much of it it leaves a checkpoint."""
 
 
 def load(folder: Path, max_grad_norm: float) -> Backbone:
@@ -80,27 +53,38 @@ def load(folder: Path, max_grad_norm: float) -> Backbone:
     return Backbone.load(folder, settings=ModelSettings(path=str(folder)))
 
 
-def train_reward(model: Path, out: Path, name: str) -> None:
-    settings = reward_settings(micro_batch_tokens=60, batch_size=7)
-    backbone = load(model, settings.max_grad_norm)
+def train_reward(out: Path, case: str) -> None:
+    settings, origin = reward_settings(micro_batch_tokens=60, batch_size=7), CASES[case].origin
+    backbone = load(out / "model", settings.max_grad_norm)
     trainer = Trainer(backbone, random_groups(30), settings, seed=4)
     before = weights_of(trainer)
-    for _ in range(NUM_REWARD_STEPS):
+    if origin is not None:
+        assert trainer.restore(out / f"reward-{origin}-cut")
+    while trainer.next_step < NUM_REWARD_STEPS:
+        if trainer.next_step == REWARD_CUT and origin is None:
+            trainer.save(out / f"reward-{case}-cut")
         trainer.step()
     scores = trainer.score_groups(trainer.groups[:5])
-    figures = trainer.window | {"scores": scores, "engine": engine_of(trainer)}
-    leave(out, f"reward-{name}", trainer, before, figures)
+    finish(out, f"reward-{case}", trainer, before, trainer.window | {"scores": scores})
 
 
-def train_ppo(model: Path, out: Path, name: str, **changes: Any) -> None:
-    settings = ppo_settings(value_warmup_iterations=1, **changes)
-    backbone = load(model, settings.max_grad_norm)
+def train_ppo(out: Path, case: str, *, name: str = "ppo", **changes: Any) -> None:
+    settings = ppo_settings(value_warmup_iterations=1, num_epochs=1, **changes)
+    origin = CASES[case].origin
+    backbone = load(out / "model", settings.max_grad_norm)
     build_roles(backbone, settings, reward_folder=None, base_sha256="", seed=1)
     perturb(backbone, POLICY, seed=5)
     updater = Updater(backbone, settings, seed=1)
     before = weights_of(updater)
-    figures: dict[str, Any] = {"updates": [], "responses": [], "engine": engine_of(updater)}
-    for iteration in range(NUM_ITERATIONS):
+    figures: dict[str, Any] = {"updates": [], "responses": []}
+    if origin is not None:
+        found = newest_checkpoint(out / f"{name}-{origin}-cut")
+        assert found is not None
+        updater.optimization.restore(found.tensors)
+    for iteration in range(PPO_CUT if origin else 0, NUM_ITERATIONS):
+        if iteration == PPO_CUT and origin is None:
+            tensors = updater.optimization.tensors()
+            team().lead(lambda: checkpoints.save(out / f"{name}-{case}-cut", PPO_CUT, tensors, {}))  # noqa: B023
         indices, keys = schedule_prompts(len(PROMPTS), iteration, settings, seed=1)
         with whole_weights(backbone):
             sampled = collect(
@@ -111,66 +95,55 @@ def train_ppo(model: Path, out: Path, name: str, **changes: Any) -> None:
         batch, _ = experience(sampled, values_BT, settings, kl_coefficient=0.1)
         figures["updates"].append(updater.update(batch, iteration=iteration))
         figures["responses"].append(sampled.rollouts.response_lists())
-    leave(out, name, updater, before, figures)
+    finish(out, f"{name}-{case}", updater, before, figures)
+
+
+TRAININGS: dict[str, Callable[[Path, str], None]] = {
+    "reward": train_reward,
+    "ppo": train_ppo,
+    "trunk": functools.partial(train_ppo, name="trunk", lora=LoraSettings(rank=4, alpha=8.0, top_layers=1)),
+}
+RESUMED = ("reward", "ppo")
+"""What also goes on from checkpoints."""
 
 
 def weights_of(trained: Trainer | Updater) -> dict[str, Tensor]:
     tensors = trained.optimization.tensors()
-    return {key: value.clone() for key, value in tensors.items() if key.startswith("weights.")}
+    start = "weights."
+    return {key.removeprefix(start): v.clone() for key, v in tensors.items() if key.startswith(start)}
 
 
-def engine_of(trained: Trainer | Updater) -> str | None:
-    """The type of DeepSpeed's optimizer that takes the steps, if it does."""
-    engine = getattr(trained.optimization, "_engine", None)
-    return None if engine is None else type(engine.optimizer).__name__
-
-
-def leave(
+def finish(
     out: Path, name: str, trained: Trainer | Updater, before: dict[str, Tensor], figures: dict[str, Any]
 ) -> None:
-    """Write weights before and after, AdamW's state and the figures; put back the state that was read."""
+    """Leave what the training made, what took its steps, and whether its state can be put back."""
     tensors = {key: value.detach().clone() for key, value in trained.optimization.tensors().items()}
     trained.optimization.restore(tensors)
     again = trained.optimization.tensors()
     figures["restored"] = all(torch.equal(value, again[key]) for key, value in tensors.items())
-    figures["rank"] = team().rank
-    if team().is_first:
-        save_file(
-            tensors | {f"before.{key}": value for key, value in before.items()}, out / f"{name}.safetensors"
-        )
-        (out / f"{name}.json").write_text(json.dumps(figures))
-    elif team().size > 1:
-        (out / f"{name}.rank{team().rank}.json").write_text(json.dumps(figures))
+    engine = getattr(trained.optimization, "_engine", None)
+    figures["engine"] = None if engine is None else type(engine.optimizer).__name__
+    leave(out, name, before, tensors, figures)
+
+
+def work(train: Callable[[Path, str], None], out: Path, case: str) -> None:
+    """What a rank does in a case."""
+    if case == "unsynchronized":
+        switch_reduction_off()
+    if case == "layers":
+        os.environ["GATHER"] = "layers"
+    train(out, case)
 
 
 def main(out: Path, names: list[str]) -> None:
-    model = out / "model"
-    write_small_model(model)
-    top = LoraSettings(rank=4, alpha=8.0, top_layers=1)
-    for name in names or list(CASES):
-        size, zero = CASES[name]
-
-        def work(train: Callable[..., None], label: str, **changes: Any) -> Callable[[], None]:
-            def run() -> None:
-                if name == "unsynchronized":  # noqa: B023
-                    switch_reduction_off()
-                if name == "layers":  # noqa: B023
-                    os.environ["GATHER"] = "layers"
-                train(model, out, label, **changes)
-
-            return run
-
-        fork(size, zero, work(train_reward, name))
-        fork(size, zero, work(train_ppo, f"ppo-{name}"))
-        fork(size, zero, work(train_ppo, f"trunk-{name}", lora=top))
-
-
-def switch_reduction_off() -> None:
-    """Let every rank keep its own gradients where DeepSpeed would add up all ranks'."""
-    import deepspeed
-
-    for name in ("all_reduce", "reduce"):
-        setattr(deepspeed.comm, name, lambda tensor, *args, **kwargs: None)
+    """Work through the named cases, or all."""
+    preload()
+    write_small_model(out / "model")
+    for case in names or list(CASES):
+        size, zero, origin = CASES[case]
+        for trained, train in TRAININGS.items():
+            if origin is None or trained in RESUMED:
+                fork(size, zero, functools.partial(work, train, out, case))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Each case leaves in OUT what came of it. The test that reads it is tests/invaria
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from rlhf.cut_weights import assemble
 from rlhf.distributed import start_process, team
 from sft.__main__ import main as sft_stage
 from sft.trainer import Trainer
-from tests.ranks import fork
 from tests.small import WORDS, write_small_model
+from tests.teams import fork, preload
 from tests.unit.sft.demos import Log, poison, random_examples, sft_settings, small_start, trainer
 
 TEAMS = {"one": (1, 0), "zero2": (2, 2), "zero3": (2, 3)}
@@ -131,6 +130,7 @@ def write_recipes(out: Path) -> None:
 
 def main(out: Path, names: list[str]) -> None:
     """Work through the named cases, or all."""
+    preload()
     write_recipes(out)
     small_start(out, sft_settings())
     for name, (size, zero) in TEAMS.items():
@@ -142,7 +142,5 @@ def main(out: Path, names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
     main(Path(sys.argv[1]), sys.argv[2:])

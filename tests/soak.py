@@ -134,11 +134,14 @@ class Soak:
         overrides = [f"run.folder={self.folder}", f"run.name={name}", *self.settings]
         return [sys.executable, "-m", *launcher, module, "--config", self.config, *overrides]
 
-    def prepare(self) -> None:
-        """Make the SFT and the reward model, and let one run go through."""
+    def make_models(self) -> None:
+        """Make the SFT and the reward model of both runs."""
         for stage in ("sft", "reward"):
             subprocess.run(self.command(stage, "straight"), check=True, stdout=subprocess.DEVNULL)
             shutil.copytree(self.folder / "straight" / stage, self.folder / "killed" / stage)
+
+    def run_straight(self) -> None:
+        """Let one run go through, and see how long its phases take."""
         process = Process(self.command("ppo", "straight"), self.folder)
         begun: dict[str, float] = {}
         seen = 0
@@ -233,7 +236,8 @@ def main(argv: Sequence[str]) -> int:
             seed=arguments.seed,
             num_processes=arguments.processes,
         )
-        soak.prepare()
+        soak.make_models()
+        soak.run_straight()
         print(f"the uninterrupted run: {time.monotonic() - started:.0f} s", flush=True)
         while soak.blows.total() < arguments.kills or min(soak.blows[p] for p in PHASES) < arguments.each:
             phase = min(PHASES, key=lambda phase: (soak.blows[phase], soak.random.random()))

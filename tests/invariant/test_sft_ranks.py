@@ -1,9 +1,6 @@
 """SFT on one and on two processes: what is not finite on one rank, and weights that no rank has whole."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.sft_ranks import POISONED, STAGES
+from tests.teams import run_teams
 
 pytestmark = pytest.mark.slow
 
@@ -23,15 +21,7 @@ def out(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What tests.sft_ranks has left."""
     pytest.importorskip("deepspeed")
     folder = tmp_path_factory.mktemp("sft")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.sft_ranks", str(folder)],
-        cwd=root,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=1500,  # a hang, not a slow machine
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    run_teams("tests.sft_ranks", folder, root)
     return folder
 
 
