@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from plan.ledger import ACTIVATIONS, GRADIENTS, KV_CACHE, LOGITS, TRUNK, Bytes, Profile
+from rlhf.zero_setup import LARGEST_BUCKET
 
 WEIGHTS, GATHERED, ADAPTERS, OPTIMIZER = "weights", "gathered (ZeRO-3)", "adapters", "optimizer"
 ROWS = (WEIGHTS, GATHERED, ADAPTERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, KV_CACHE, LOGITS, TRUNK)
@@ -13,8 +14,6 @@ _ADAM = 8
 """Bytes of AdamW's two moments, in fp32, for a trained parameter."""
 _MASTER = 4
 """Bytes of the fp32 copy of every trained parameter that DeepSpeed steps on."""
-_BUCKET = 500_000_000
-"""Gradients that DeepSpeed collects before it reduces them, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def phase(
     for section in profile.values():
         rows = Counter(section)
         if rows[GRADIENTS]:
-            bucket = 4 * min(resident.trained, _BUCKET) if devices.zero in (1, 2) else 0
+            bucket = 4 * min(resident.trained, LARGEST_BUCKET) if devices.zero else 0
             rows[GRADIENTS] = devices.share(rows[GRADIENTS], from_zero=2) + bucket
         needs.append(always + rows)
     return Phase(name, max(needs, key=lambda rows: rows.total()))

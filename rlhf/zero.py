@@ -117,9 +117,9 @@ def _prepare(backbone: "Backbone", plain: Optimization) -> Any:
     dtypes = {name: parameter.dtype for name, parameter in plain.named.items()}
     with quiet():
         # Adapters and heads stay whole between steps; only the frozen base is cut.
-        largest = max(parameter.numel() for parameter in plain.named.values())
+        sizes = [parameter.numel() for parameter in plain.named.values()]
         settings = deepspeed_settings(
-            max_grad_norm=plain.max_grad_norm, stage3_param_persistence_threshold=largest + 1
+            sum(sizes), max_grad_norm=plain.max_grad_norm, stage3_param_persistence_threshold=max(sizes) + 1
         )
         plugin = DeepSpeedPlugin(hf_ds_config=settings)
         accelerator = Accelerator(deepspeed_plugin=plugin, mixed_precision="no")

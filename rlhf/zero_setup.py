@@ -13,6 +13,9 @@ from rlhf.config import Precision
 from rlhf.distributed import team
 from rlhf.errors import UserError
 
+LARGEST_BUCKET = 500_000_000
+"""Gradients that DeepSpeed collects before it reduces them, at most."""
+
 
 def check_launch(stage: int, *, max_grad_norm: float | None, precision: Precision) -> None:
     """Refuse what the launcher was told and DeepSpeed would follow in silence, against the recipe.
@@ -78,11 +81,16 @@ def start_deepspeed(device: torch.device) -> None:
 
 
 def deepspeed_settings(
-    *, micro_batch_rows: int = 1, accumulation: int = 1, max_grad_norm: float, **more: Any
+    num_trained: int,
+    *,
+    micro_batch_rows: int = 1,
+    accumulation: int = 1,
+    max_grad_norm: float,
+    **more: Any,
 ) -> dict[str, Any]:
     """DeepSpeed's settings: all that it, accelerate or a `Trainer` would choose by itself is said here.
 
-    `more` are settings of ZeRO.
+    `num_trained` parameters are trained, about; `more` are settings of ZeRO.
     """
     told = os.environ.get
     return {
@@ -98,6 +106,8 @@ def deepspeed_settings(
             "offload_optimizer": {"device": told("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")},
             "offload_param": {"device": told("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")},
             "stage3_allgather_sequential": _one_by_one(),
+            # Memory that it takes at once, however few gradients there are.
+            "reduce_bucket_size": min(num_trained, LARGEST_BUCKET),
             **more,
         },
     }

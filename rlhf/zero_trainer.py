@@ -18,10 +18,13 @@ from rlhf.zero_setup import deepspeed_settings, forget_settings
 from rlhf.zero_state import ZeroState
 
 
-def trainer_options(micro_batch_rows: int, accumulation: int, *, max_grad_norm: float) -> dict[str, Any]:
+def trainer_options(
+    num_trained: int, *, micro_batch_rows: int, accumulation: int, max_grad_norm: float
+) -> dict[str, Any]:
     """Arguments with which a `Trainer` uses DeepSpeed; what either would choose by itself is said here."""
     # Under bf16 autocast computes in it; what is trained stays as it is.
     settings = deepspeed_settings(
+        num_trained,
         micro_batch_rows=micro_batch_rows,
         accumulation=accumulation,
         max_grad_norm=max_grad_norm,

@@ -20,6 +20,7 @@ from trl import SFTConfig
 from rlhf import preemption
 from rlhf.checkpoints import CHECKPOINTS
 from rlhf.config import LoraSettings, Recipe
+from rlhf.cut_weights import whole_shape
 from rlhf.distributed import team
 from rlhf.errors import UserError
 from rlhf.zero_trainer import trainer_options
@@ -197,7 +198,7 @@ def build_trainer(
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")
         trainer = Trainer(
             model=start.model,
-            args=_arguments(recipe, settings, folder=folder, device=start.model.device),
+            args=_arguments(recipe, settings, start.model, folder=folder),
             train_dataset=dataset(examples),
             processing_class=start.tokenizer,
             peft_config=_lora(start.model, settings.lora) if settings.method == "lora" else None,
@@ -227,19 +228,25 @@ def rows_at_a_time(settings: SFTSettings) -> tuple[int, int]:
     return settings.batch_size // (size * accumulation), accumulation
 
 
-def _arguments(recipe: Recipe, settings: SFTSettings, *, folder: Path, device: torch.device) -> SFTConfig:
+def _arguments(recipe: Recipe, settings: SFTSettings, model: Any, *, folder: Path) -> SFTConfig:
     names = {field.name for field in fields(SFTConfig)}
     checkpointing = (
         "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
     )
     rows, accumulation = rows_at_a_time(settings)
+    device: torch.device = model.device
     options: dict[str, Any] = {
         checkpointing: settings.gradient_checkpointing,
         "bf16": training_precision(recipe.model) == "bf16",
         "use_cpu": device.type == "cpu",
     }
     if team().zero:
-        options |= {"bf16": False} | trainer_options(rows, accumulation, max_grad_norm=settings.max_grad_norm)
+        options |= {"bf16": False} | trainer_options(
+            _num_trained(model, settings),
+            micro_batch_rows=rows,
+            accumulation=accumulation,
+            max_grad_norm=settings.max_grad_norm,
+        )
     args = SFTConfig(
         output_dir=str(folder / CHECKPOINTS),
         seed=recipe.run.seed,
@@ -274,6 +281,16 @@ def _arguments(recipe: Recipe, settings: SFTSettings, *, folder: Path, device: t
             fix="Choose a GPU with CUDA_VISIBLE_DEVICES, and leave run.device=auto.",
         )
     return args
+
+
+def _num_trained(model: nn.Module, settings: SFTSettings) -> int:
+    """Parameters that will be trained; of adapters, before there are any."""
+    if settings.method == "full":
+        return sum(whole_shape(parameter).numel() for parameter in model.parameters())
+    targets = _lora(model, settings.lora).target_modules
+    assert isinstance(targets, set)
+    modules = (module for name, module in model.named_modules() if name.rpartition(".")[2] in targets)
+    return settings.lora.rank * sum(sum(whole_shape(module.weight)) for module in modules)
 
 
 def _lora(model: nn.Module, settings: LoraSettings) -> LoraConfig:
