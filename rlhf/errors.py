@@ -37,10 +37,6 @@ class UserError(Exception):
         super().__init__(f"{text}\n  {fix}" if fix else text)
 
 
-class _LostError(Exception):
-    """Another rank is gone. The launcher says which, and how it ended."""
-
-
 def has_ranks() -> bool:
     """Whether this process is one of several that were launched together."""
     return "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
@@ -66,8 +62,6 @@ def run_command(
     except UserError as error:
         _say(str(error))
         return EXIT_USER_ERROR
-    except _LostError:
-        leave(EXIT_LOST)
     except KeyboardInterrupt:
         goes_on = "; the same command goes on from the last checkpoint" if resumes else ""
         if is_first_rank():
@@ -136,8 +130,8 @@ def _among_ranks() -> Iterator[None]:
     except Exception as error:  # any: the traceback is printed as it is, but once and with the rank
         if is_loss(error) and preemption.requested():
             preemption.stop()  # what is unwound after a signal runs into the others' end
-        if is_loss(error):
-            raise _LostError from error
+        if is_loss(error):  # the launcher says of which rank, and how it ended
+            leave(EXIT_LOST)
         _say(traceback.format_exc().rstrip())
         raise SystemExit(1) from None
 

@@ -45,10 +45,11 @@ class _Notice:
         self.num_deferring = 0
         self.save: Callable[[], None] = _nothing
         self.is_watched = False
+        self.is_over = False
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         del frame
-        if self.signal_name is not None:
+        if self.signal_name is not None or self.is_over:
             return
         self.signal_name = signal.Signals(number).name
         if os.environ.get("RANK", "0") == "0":
@@ -121,13 +122,14 @@ def listen(end: End | None = None) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _notice.signal_name = None
+    _notice.signal_name, _notice.is_over = None, False
     before = {number: signal.signal(number, _notice.receive) for number in SIGNALS}
     watch = _Watch(end) if end else None
     _notice.is_watched = watch is not None
     try:
         yield
     finally:
+        _notice.is_over = True
         if watch:
             watch.close()
         _notice.is_watched = False

@@ -64,9 +64,13 @@ def end(process: Process) -> tuple[int, float]:
 
 
 def is_saved(stage: Path) -> bool:
-    """Whether the newest checkpoint is of the last iteration in the metrics, if there has been any."""
+    """Whether the newest checkpoint is of the last iteration in the metrics, or of the one before it.
+
+    An iteration is logged a moment before the state after it is held in memory.
+    """
     rows, found = read_metrics(stage / "metrics.jsonl"), checkpoints.latest(stage)
-    return not rows or not rows[-1]["step"] or (found is not None and found.step >= rows[-1]["step"])
+    last = rows[-1]["step"] if rows else 0
+    return (0 if found is None else found.step) >= last - 1
 
 
 def prepare(folder: Path, config: str, settings: Sequence[str], finished: Path | None) -> None:

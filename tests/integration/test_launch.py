@@ -21,7 +21,7 @@ from tests.integration.micro import CONFIG, assert_same_results, copy_stages
 pytestmark = pytest.mark.slow
 pytest.importorskip("deepspeed")
 
-HANG_SECONDS = 300
+HANG_SECONDS = 900
 ENDS_WITHIN_SECONDS = 60
 """How long the ranks that are left may take to end."""
 
@@ -126,7 +126,8 @@ def test_rank_0_saves_though_it_waits_for_a_rank_that_is_stopped(root: Path, run
     assert "Error 75" in output
     found = checkpoints.latest(runs / "stopped" / "ppo")
     assert found is not None
-    assert found.step == read_metrics(runs / "stopped" / "ppo" / "metrics.jsonl")[-1]["step"]
+    # It may have logged an iteration and wait for the other's part of the state after it.
+    assert found.step >= read_metrics(runs / "stopped" / "ppo" / "metrics.jsonl")[-1]["step"] - 1 >= 1
 
 
 def test_when_a_rank_is_killed_the_other_ends_and_the_rank_is_named(root: Path, runs: Path) -> None:

@@ -83,10 +83,20 @@ def test_a_preemption_of_rank_0_is_everybodys(ranks: list[Team]) -> None:
 
 
 def test_a_rank_that_waits_for_rank_0_hears_signals(ranks: list[Team]) -> None:
+    heard, spoken = threading.Event(), threading.Event()
+
+    def tell_and_speak() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        if not heard.wait(20):
+            spoken.set()
+            ranks[0].lead(lambda: None)
+
     def wait() -> None:
         with preemption.listen():
+            threading.Timer(0.5, tell_and_speak).start()
             ranks[1].lead(lambda: None)
 
-    threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
-    with pytest.raises(Preempted):  # the store itself would first give up, after 30 s
+    with pytest.raises(Preempted):
         wait()
+    heard.set()
+    assert not spoken.is_set()
