@@ -21,7 +21,7 @@ from tests.integration.micro import CONFIG, assert_same_results, copy_stages
 pytestmark = pytest.mark.slow
 pytest.importorskip("deepspeed")
 
-HANG_SECONDS = 900
+HANG_SECONDS = 600
 ENDS_WITHIN_SECONDS = 60
 """How long the ranks that are left may take to end."""
 
