@@ -111,8 +111,8 @@ preemption.PATIENCE_SECONDS = 0.3
 
 def hang():
     libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
-    print("at work", flush=True)
     libc.pthread_mutex_lock(mutex)
+    threading.Timer(0.5, print, ["at work"], {"flush": True}).start()
     libc.pthread_mutex_lock(mutex)  # in C, for ever, whatever signals come
 
 def save():
