@@ -1,12 +1,13 @@
 """What of a PPO run outlives its process: the state between two iterations, and the best policy so far."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ppo.evaluate import Measurement
-from rlhf import checkpoints
+from rlhf import checkpoints, preemption
 from rlhf.artifacts import StageRun
 from rlhf.checkpoints import Best, Checkpoint
 from rlhf.distributed import is_loss, newest_checkpoint, restore_team_rng, team, team_rng_tensors
@@ -28,6 +29,7 @@ class Keeper:
         self.best = Best()
         self._boundary: Checkpoint | None = None
         self._saved: int | None = None
+        self._lock = threading.Lock()
 
     def mark(self) -> None:
         """Copy the state as it stands between two iterations."""
@@ -48,25 +50,30 @@ class Keeper:
         return measured.figures.get("gold_mean", measured.figures["reward_mean"])
 
     def save(self) -> None:
-        """Write the last boundary, unless that has been done."""
-        at = self._boundary
-        if at is not None and at.step != self._saved and team().is_first:
-            keep, best = self._ppo.settings.keep_checkpoints, at.state["best"]["step"]
-            checkpoints.save(self._stage.folder, at.step, at.tensors, at.state, keep=keep, best=best)
-            self._saved = at.step
+        """Write the last boundary, unless that has been done; from any thread."""
+        with preemption.deferred(), self._lock:
+            at = self._boundary
+            if at is not None and at.step != self._saved and team().is_first:
+                keep, best = self._ppo.settings.keep_checkpoints, at.state["best"]["step"]
+                checkpoints.save(self._stage.folder, at.step, at.tensors, at.state, keep=keep, best=best)
+                self._saved = at.step
 
     @contextmanager
     def saving_if_stopped(self) -> Iterator[None]:
-        """Save the last boundary if a preemption, Ctrl-C, a lost rank or steps not finite end the block."""
-        try:
-            yield
-        except (Preempted, KeyboardInterrupt, NotFiniteError):
-            self.save()
-            raise
-        except RuntimeError as error:
-            if is_loss(error):  # it may have got the signal before us
+        """Save the last boundary if a preemption, Ctrl-C, a lost rank or steps not finite end the block.
+
+        After a preemption it is saved also where the main thread hangs inside.
+        """
+        with preemption.last_resort(self.save):
+            try:
+                yield
+            except (Preempted, KeyboardInterrupt, NotFiniteError):
                 self.save()
-            raise
+                raise
+            except RuntimeError as error:
+                if is_loss(error):  # it may have got the signal before us
+                    self.save()
+                raise
 
     def restore(self) -> bool:
         """Go on from the newest good checkpoint, if there is one."""

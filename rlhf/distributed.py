@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from rlhf import checkpoints
+from rlhf import checkpoints, preemption
 from rlhf.config import Precision, RunSettings
 from rlhf.errors import UserError
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from rlhf.backbone import Backbone
 
 T = TypeVar("T")
+_Word = tuple[Literal["result", "refused", "preempted", "ended"], Any]
+"""How rank 0's work in `Team.lead` ended, and what came of it."""
 
 _PATIENCE = datetime.timedelta(hours=6)
 """How long a rank waits for another that works alone. It is the launcher that notices a rank's death."""
@@ -38,6 +40,12 @@ _LOST = ("closed by peer", "Connection reset", "Broken pipe", "Connection refuse
 """What gloo says when another rank has gone; its errors have no type of their own."""
 _FIRST_WORD_SECONDS = 2.0
 """How long another rank leaves it to rank 0 to say what may have gone wrong on all of them."""
+_PAUSE_SECONDS = 0.2
+"""The longest time between two looks whether rank 0 has spoken."""
+
+
+class EndedError(RuntimeError):
+    """Rank 0 ended while the others waited for its word."""
 
 
 class Team:
@@ -116,24 +124,42 @@ class Team:
         return int(number)
 
     def lead(self, work: Callable[[], T]) -> T:
-        """What `work` returns on rank 0, the only one that does it, on all ranks; its `UserError` too."""
+        """What `work` returns on rank 0, the only one that does it, on all ranks; so with what ends it."""
         if self.size == 1:
             return work()
         self.catch_up()
         self._turns += 1
         key = f"lead-{self._turns}"
         if not self.is_first:
-            result, refusal = pickle.loads(self._store.get(key))
-            if refusal is not None:
-                raise UserError(refusal[0], where=refusal[1], fix=refusal[2])
-            return result  # type: ignore[no-any-return]
+            return self._follow(key)  # type: ignore[no-any-return]
+        word: _Word = ("ended", None)
         try:
             result = work()
+            word = ("result", result)
         except UserError as error:
-            self._store.set(key, pickle.dumps((None, (error.what, error.where, error.fix))))
+            word = ("refused", (error.what, error.where, error.fix))
             raise
-        self._store.set(key, pickle.dumps((result, None)))
+        except preemption.Preempted:
+            word = ("preempted", None)
+            raise
+        finally:
+            self._store.set(key, pickle.dumps(word))
         return result
+
+    def _follow(self, key: str) -> Any:
+        """What rank 0 says under `key`. A wait in the store itself would be deaf to signals."""
+        pause = 0.001
+        while not self._store.check([key]):
+            time.sleep(pause)
+            pause = min(2 * pause, _PAUSE_SECONDS)
+        kind, value = pickle.loads(self._store.get(key))
+        if kind == "refused":
+            raise UserError(value[0], where=value[1], fix=value[2])
+        if kind == "preempted":
+            preemption.stop()
+        if kind == "ended":
+            raise EndedError("rank 0 has ended")
+        return value
 
     def even(self, parts: list[T], spare: Callable[[], T]) -> list[T]:
         """`parts`, filled up with spare ones to the largest number of any rank, where ranks must run alike.
@@ -342,7 +368,7 @@ def say_error(text: str) -> None:
 
 def is_loss(error: Exception) -> bool:
     """Whether an error says that another rank is gone."""
-    lost = (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
+    lost = (EndedError, torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
     return isinstance(error, lost) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
     )

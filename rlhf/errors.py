@@ -9,7 +9,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from rlhf import preemption
 
@@ -36,10 +37,6 @@ class UserError(Exception):
         super().__init__(f"{text}\n  {fix}" if fix else text)
 
 
-class _LostError(Exception):
-    """Another rank is gone. The launcher says which, and how it ended."""
-
-
 def has_ranks() -> bool:
     """Whether this process is one of several that were launched together."""
     return "LOCAL_RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
@@ -57,26 +54,64 @@ def run_command(
 
     2 after a `UserError`, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C. Among ranks, what all run into
     is said once, and what one of them runs into with its rank.
+
+    Without `argv` the command is all that this process is for, and after a signal that ends at once.
     """
     try:
-        with preemption.listen(), _among_ranks():
-            return main(sys.argv[1:] if argv is None else argv)
+        return _obeying_signals(lambda: main(sys.argv[1:] if argv is None else argv), leaves=argv is None)
     except UserError as error:
         _say(str(error))
         return EXIT_USER_ERROR
-    except _LostError:
-        return EXIT_LOST
-    except preemption.Preempted as notice:
-        if is_first_rank():
-            print(f"ended by {notice}; the same command goes on from the last checkpoint", file=sys.stderr)
-        return EXIT_PREEMPTED
     except KeyboardInterrupt:
         goes_on = "; the same command goes on from the last checkpoint" if resumes else ""
-        print(f"interrupted{goes_on}", file=sys.stderr)
+        if is_first_rank():
+            print(f"interrupted{goes_on}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _obeying_signals(work: Callable[[], int], *, leaves: bool) -> int:
+    """What `work` returns, or the status after a signal; further ones change nothing until the end."""
+    with preemption.listen(_end_for_main):
+        try:
+            with _among_ranks():
+                return work()
+        except preemption.Preempted as notice:
+            _say_preempted(str(notice))
+            if leaves:
+                leave(EXIT_PREEMPTED)
+            return EXIT_PREEMPTED
+
+
+def leave(status: int) -> NoReturn:
+    """End at once. The interpreter's farewells take long, and may wait for ranks that are gone."""
+    with suppress(OSError, ValueError):  # nobody reads any more
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status)
+
+
+def _end_for_main(signal_name: str, save: Callable[[], None]) -> NoReturn:
+    """Save and end after a signal, in a thread of its own: the main one has not come to its end."""
+    status = 1
+    try:
+        save()
+        _say_preempted(signal_name)
+        status = EXIT_PREEMPTED
+    except UserError as error:
+        print(error, file=sys.stderr)
+        status = EXIT_USER_ERROR
+    finally:
+        if status == 1:
+            traceback.print_exc()
+        leave(status)
+
+
+def _say_preempted(signal_name: str) -> None:
+    if is_first_rank():
+        print(f"ended by {signal_name}; the same command goes on from the last checkpoint", file=sys.stderr)
 
 
 @contextmanager
@@ -93,8 +128,10 @@ def _among_ranks() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # any: the traceback is printed as it is, but once and with the rank
-        if is_loss(error):
-            raise _LostError from error
+        if is_loss(error) and preemption.requested():
+            preemption.stop()  # what is unwound after a signal runs into the others' end
+        if is_loss(error):  # the launcher says of which rank, and how it ended
+            leave(EXIT_LOST)
         _say(traceback.format_exc().rstrip())
         raise SystemExit(1) from None
 

@@ -1,29 +1,39 @@
 """A stage on many processes, by `accelerate launch`: `python -m rlhf.launch --gpus 8 --zero 2 ppo ...`.
 
-What this adds to accelerate's own command is the end: it says in one line which rank ended, and how, and
-gives the stage's exit status instead of a traceback of the launcher.
+What this adds to accelerate's own command is the end: signals go on to the ranks, which save; it says in one
+line which rank ended, and how; and gives the stage's exit status instead of a traceback of the launcher.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
+import psutil
+
+from rlhf import preemption
 from rlhf.errors import (
     EXIT_INTERRUPTED,
     EXIT_LOST,
     EXIT_PREEMPTED,
     EXIT_USER_ERROR,
     UserError,
+    leave,
     run_command,
 )
+from rlhf.preemption import Preempted
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "accelerate"
 _FOLLOWED = (EXIT_LOST, -15)
 """How ranks end that only follow another: they lost it, or were told to end."""
+_SPOKEN = (EXIT_USER_ERROR, EXIT_PREEMPTED, EXIT_INTERRUPTED)
+"""How ranks end that have said what there is to say."""
+_RELAYED = (signal.SIGINT, signal.SIGHUP, *preemption.SIGNALS)
 _SHUTDOWN_SECONDS = 45
 """How long ranks that are told to end may take to save; then they are killed."""
 
@@ -31,22 +41,69 @@ _SHUTDOWN_SECONDS = 45
 def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     command = launch_arguments(arguments)
-    # Signals that announce the end of the machine go on to the ranks, which save.
-    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGUSR1")
-    os.environ.setdefault("PET_SHUTDOWN_TIMEOUT", str(_SHUTDOWN_SECONDS))
+    os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGQUIT")  # the others are `Relay`'s
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.gpus)))
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # `report` says it in one line
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    try:
-        launch_command(launch_command_parser().parse_args(command))
-    except ChildFailedError as error:
-        return report({rank: failure.exitcode for rank, failure in error.failures.items()}, arguments.stage)
-    except SignalException as error:
-        return EXIT_INTERRUPTED if error.sigval == signal.SIGINT else EXIT_PREEMPTED
+    with preemption.deferred(), relaying() as relay:
+        try:
+            launch_command(launch_command_parser().parse_args(command))
+        except ChildFailedError as error:
+            exit_codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+            return report(exit_codes, arguments.stage, told=relay.told)
+        except SignalException as error:
+            return 128 + error.sigval
     return 0
+
+
+class Relay:
+    """Passes the first signal on to the ranks, and kills what is left of them when their time is over.
+
+    torch's agent would raise an exception at every signal, wherever it is; and make, a terminal and SLURM may
+    send the same one several times.
+    """
+
+    def __init__(self) -> None:
+        self.told: signal.Signals | None = None
+        """The signal that the ranks were told to end by."""
+
+    def receive(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if number == signal.SIGALRM:
+            _send(signal.SIGKILL)
+        elif self.told is None and _send(number):
+            self.told = signal.Signals(number)
+            signal.alarm(_SHUTDOWN_SECONDS)
+        elif self.told is None:  # no rank has been started yet
+            raise KeyboardInterrupt if number == signal.SIGINT else Preempted(signal.Signals(number).name)
+
+
+def _send(number: int) -> int:
+    """Send a signal to the ranks, and to what they have started; returns how many ranks there are."""
+    ranks = 0
+    for child in psutil.Process().children():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(child.pid) == child.pid:  # as torch's agent starts ranks
+                os.killpg(child.pid, number)
+                ranks += 1
+    return ranks
+
+
+@contextlib.contextmanager
+def relaying() -> Iterator[Relay]:
+    """Inside the block signals go on to the ranks, those that are not ignored (`nohup`, `&` in a script)."""
+    relay = Relay()
+    heard = [number for number in _RELAYED if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, relay.receive) for number in (*heard, signal.SIGALRM)}
+    try:
+        yield relay
+    finally:
+        signal.alarm(0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def launch_arguments(arguments: argparse.Namespace) -> list[str]:
@@ -80,20 +137,35 @@ def launch_arguments(arguments: argparse.Namespace) -> list[str]:
     return [*command, "-m", arguments.stage, *arguments.rest]
 
 
-def report(exit_codes: Mapping[int, int], stage: str) -> int:
-    """Say which ranks ended by themselves, and how; returns the exit status of the whole."""
-    own = {rank: code for rank, code in exit_codes.items() if code not in _FOLLOWED}
+def report(exit_codes: Mapping[int, int], stage: str, *, told: signal.Signals | None = None) -> int:
+    """Say which ranks ended by themselves, and how; returns the exit status of the whole.
+
+    `told` is the signal that all were told to end by, if they were: unless one ran into a mistake, the status
+    is then what that signal asks for, also where a rank had to be killed.
+    """
+    followed = _FOLLOWED if told is None else (*_FOLLOWED, -told)
+    own = {rank: code for rank, code in exit_codes.items() if code not in followed}
+    for rank, code in sorted(own.items()):
+        if code not in _SPOKEN:
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+            print(f"{stage}: rank {rank} {how}; the other ranks were ended", file=sys.stderr)
+    if told is not None:
+        mistakes = [code for _, code in sorted(own.items()) if code > 0 and code != EXIT_PREEMPTED]
+        return mistakes[0] if mistakes else _status(told)
     if not own:
         ranks = ", ".join(map(str, sorted(exit_codes)))
         print(f"{stage}: rank {ranks} lost a rank of another node, whose launcher says more", file=sys.stderr)
         return EXIT_LOST
     # Ranks that were told to end because another failed may have saved, or had to be killed: neither is why.
     first = min(own, key=lambda rank: (own[rank] == EXIT_PREEMPTED, own[rank] == -signal.SIGKILL, rank))
-    for rank, code in sorted(own.items()):
-        if code not in (EXIT_USER_ERROR, EXIT_PREEMPTED):  # these ranks have said what there is to say
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
-            print(f"{stage}: rank {rank} {how}; the other ranks were ended", file=sys.stderr)
     return own[first] if own[first] > 0 else 128 - own[first]
+
+
+def _status(told: signal.Signals) -> int:
+    """The exit status of a stage that has obeyed a signal."""
+    if told in preemption.SIGNALS:
+        return EXIT_PREEMPTED
+    return EXIT_INTERRUPTED if told == signal.SIGINT else 128 + told
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -121,4 +193,4 @@ def _count(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    leave(run_command(main))

@@ -9,7 +9,6 @@ Sample tables lie in `samples/<stage>.<name>-<step>.jsonl`, one object a row.
 W&B is a guest: it may be missing, logged out, offline or broken, and the stage still runs to its end.
 """
 
-import atexit
 import importlib.util
 import json
 import os
@@ -306,7 +305,6 @@ class _Wandb:
         ending.join(_PREEMPTED_SECONDS)
         if ending.is_alive():
             print("warning: W&B does not come to an end; leaving without it", file=sys.stderr)
-            atexit.register(_leave_now)  # runs before W&B's own handler, which would go on waiting
 
     def _attempt(self, action: Callable[[], object], *, otherwise: str = "going on without it") -> None:
         failure = _failure(action)
@@ -411,12 +409,6 @@ def _number(value: Any) -> float | None:
     number = json_value(value)
     assert number is None or isinstance(number, int | float), f"not a number: {value!r}"
     return number
-
-
-def _leave_now() -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(EXIT_PREEMPTED)
 
 
 def _failure(action: Callable[[], object]) -> str | None:

@@ -22,6 +22,11 @@ import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from rlhf import preemption  # noqa: E402
+
+# A command that a test runs in this process must not end it, however slowly it obeys a signal.
+preemption.PATIENCE_SECONDS = 600.0
+
 ROOT = Path(__file__).resolve().parents[1]
 
 hypothesis.settings.register_profile("triptych", deadline=None, derandomize=True, print_blob=True)

@@ -1,17 +1,28 @@
-"""A stage of `micro.yaml`, the three stages in a few seconds, run in this process."""
+"""A stage of `micro.yaml`, the three stages in a few seconds, run in this process; and comparing two runs."""
 
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 import ppo.__main__
 import reward.__main__
 import sft.__main__
+from rlhf.artifacts import require
 from rlhf.errors import run_command
+from rlhf.tracking import read_metrics
 
 CONFIG = "tests/integration/micro.yaml"
 MAIN = {"sft": sft.__main__.main, "reward": reward.__main__.main, "ppo": ppo.__main__.main}
 STAGES = tuple(MAIN)
+MODEL = {
+    "sft": "model/model.safetensors",
+    "reward": "model/adapter_model.safetensors",
+    "ppo": "model/adapter_model.safetensors",
+}
+_TIMES = ("_seconds", "_per_second")
 
 
 def start(stage: str, folder: Path, *arguments: str) -> int:
@@ -23,3 +34,15 @@ def copy_stages(run: Path, to: Path, stages: Sequence[str] = ("sft", "reward")) 
     """Give another run the finished stages of this one."""
     for stage in stages:
         shutil.copytree(run / stage, to / stage)
+
+
+def assert_same_results(one: Path, other: Path, stage: str) -> None:
+    """The runs have the same weights, metrics and final figures, to the bit, times aside."""
+    weights = [load_file(run / stage / MODEL[stage]) for run in (one, other)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    rows = [
+        [{k: v for k, v in row.items() if not k.endswith(_TIMES)} for row in read_metrics(path)]
+        for path in (run / stage / "metrics.jsonl" for run in (one, other))
+    ]
+    assert rows[0] == rows[1]
+    assert require(one, stage).metrics == require(other, stage).metrics

@@ -13,14 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlhf import checkpoints
 from rlhf.artifacts import require
 from rlhf.tracking import read_metrics
-from tests.integration.micro import CONFIG, copy_stages
+from tests.integration.micro import CONFIG, assert_same_results, copy_stages
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("deepspeed")
 
-HANG_SECONDS = 300
+HANG_SECONDS = 600
 ENDS_WITHIN_SECONDS = 60
 """How long the ranks that are left may take to end."""
 
@@ -43,6 +44,19 @@ def launch(root: Path, runs: Path, name: str, *variables: str, settings: str = "
     )
 
 
+def wait_for_rows(make: "subprocess.Popen[str]", run: Path, count: int) -> None:
+    """Wait until so many lines of metrics are there."""
+    begun = time.monotonic()
+    while len(read_metrics(run / "ppo" / "metrics.jsonl")) < count:
+        assert make.poll() is None, make.communicate()[0]
+        assert time.monotonic() < begun + HANG_SECONDS
+        time.sleep(0.05)
+
+
+def launcher(make: "subprocess.Popen[str]") -> psutil.Process:
+    return next(child for child in psutil.Process(make.pid).children() if "rlhf.launch" in child.cmdline())
+
+
 def rank_process(make: "subprocess.Popen[str]", rank: int) -> psutil.Process:
     children = psutil.Process(make.pid).children(recursive=True)
     return next(child for child in children if _rank_of(child) == str(rank))
@@ -55,13 +69,17 @@ def _rank_of(process: psutil.Process) -> str:
         return ""
 
 
-def test_a_launched_stage_gives_what_one_process_gives(root: Path, runs: Path) -> None:
+@pytest.fixture(scope="module")
+def launched(root: Path, runs: Path) -> str:
+    """What the run `launched` said, on two processes under ZeRO-3, left alone."""
     copy_stages(runs / "micro", runs / "launched")
-    output, _ = launch(
-        root, runs, "launched", "GPUS=2", "ZERO=3", settings="ppo.export_merged=true"
-    ).communicate(timeout=HANG_SECONDS)
+    make = launch(root, runs, "launched", "GPUS=2", "ZERO=3", settings="ppo.export_merged=true")
+    return make.communicate(timeout=HANG_SECONDS)[0]
+
+
+def test_a_launched_stage_gives_what_one_process_gives(launched: str, runs: Path) -> None:
     one, two = require(runs / "micro", "ppo"), require(runs / "launched", "ppo")
-    assert output.count("next: make chat") == 1  # rank 0 speaks, and nobody else
+    assert launched.count("next: make chat") == 1  # rank 0 speaks, and nobody else
     assert two.outputs.keys() == one.outputs.keys()
     assert two.metrics == pytest.approx(one.metrics, rel=1e-3, abs=1e-4)
     rows = [read_metrics(runs / name / "ppo" / "metrics.jsonl") for name in ("micro", "launched")]
@@ -72,14 +90,50 @@ def test_a_launched_stage_gives_what_one_process_gives(root: Path, runs: Path) -
         assert all(torch.allclose(ours[key], theirs[key], atol=1e-4) for key in ours)
 
 
+def test_a_preempted_team_saves_ends_and_goes_on_to_the_bit(launched: str, root: Path, runs: Path) -> None:
+    assert launched
+    copy_stages(runs / "micro", runs / "preempted")
+    common = ("GPUS=2", "ZERO=3")
+    make = launch(root, runs, "preempted", *common, settings="ppo.export_merged=true")
+    wait_for_rows(make, runs / "preempted", 2)
+    launcher(make).send_signal(signal.SIGTERM)
+    output, _ = make.communicate(timeout=HANG_SECONDS)
+    assert output.count("SIGTERM: saving, then ending") == 1
+    assert output.count("ended by SIGTERM; the same command goes on") == 1
+    assert "Error 75" in output  # make's own status is 2
+    assert not re.search("Traceback|lost|killed", output)
+    assert checkpoints.latest(runs / "preempted" / "ppo") is not None
+    make = launch(root, runs, "preempted", *common, settings="ppo.export_merged=true")
+    output, _ = make.communicate(timeout=HANG_SECONDS)
+    assert make.returncode == 0, output
+    assert_same_results(runs / "launched", runs / "preempted", "ppo")
+
+
+def test_rank_0_saves_though_it_waits_for_a_rank_that_is_stopped(root: Path, runs: Path) -> None:
+    copy_stages(runs / "micro", runs / "stopped")
+    endless = "ppo.num_iterations=1000 ppo.checkpoint_every_iterations=1000 ppo.evaluation.every_iterations=0"
+    make = launch(root, runs, "stopped", "GPUS=2", "ZERO=2", settings=endless)
+    wait_for_rows(make, runs / "stopped", 3)
+    first, other = rank_process(make, 0), rank_process(make, 1)
+    other.suspend()
+    try:
+        time.sleep(2)  # rank 0 comes to a collective, in which it hears no signal
+        launcher(make).send_signal(signal.SIGTERM)
+        first.wait(ENDS_WITHIN_SECONDS)
+    finally:
+        other.resume()
+    output, _ = make.communicate(timeout=ENDS_WITHIN_SECONDS)
+    assert "Error 75" in output
+    found = checkpoints.latest(runs / "stopped" / "ppo")
+    assert found is not None
+    # It may have logged an iteration and wait for the other's part of the state after it.
+    assert found.step >= read_metrics(runs / "stopped" / "ppo" / "metrics.jsonl")[-1]["step"] - 1 >= 1
+
+
 def test_when_a_rank_is_killed_the_other_ends_and_the_rank_is_named(root: Path, runs: Path) -> None:
     copy_stages(runs / "micro", runs / "killed")
     make = launch(root, runs, "killed", "GPUS=2", "ZERO=2", settings="ppo.num_iterations=1000")
-    metrics, begun = runs / "killed" / "ppo" / "metrics.jsonl", time.monotonic()
-    while not metrics.exists() or len(read_metrics(metrics)) < 3:
-        assert make.poll() is None, make.communicate()[0]
-        assert time.monotonic() < begun + HANG_SECONDS
-        time.sleep(0.2)
+    wait_for_rows(make, runs / "killed", 3)
     rank_process(make, 1).send_signal(signal.SIGKILL)
     output, _ = make.communicate(timeout=ENDS_WITHIN_SECONDS)
     assert make.returncode != 0

@@ -22,17 +22,10 @@ from rlhf import checkpoints
 from rlhf.artifacts import require
 from rlhf.tracking import read_metrics
 from sft.trainer import Trainer
-from tests.integration.micro import copy_stages, start
+from tests.integration.micro import MODEL, assert_same_results, copy_stages, start
 from tests.wandb_offline import merge_steps, read_offline_run
 
 pytestmark = pytest.mark.slow
-
-MODEL = {
-    "sft": "model/model.safetensors",
-    "reward": "model/adapter_model.safetensors",
-    "ppo": "model/adapter_model.safetensors",
-}
-TIMES = ("_seconds", "_per_second")
 
 
 @pytest.fixture(autouse=True)
@@ -59,15 +52,8 @@ def steps_saved(folder: Path) -> list[int]:
 
 
 def assert_same_course(one: Path, other: Path, stage: str) -> None:
-    """The runs have the same weights, metrics and figures, to the bit; and W&B has what the metrics have."""
-    weights = [load_file(run / stage / MODEL[stage]) for run in (one, other)]
-    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
-    rows = [
-        [{k: v for k, v in row.items() if not k.endswith(TIMES)} for row in read_metrics(path)]
-        for path in (run / stage / "metrics.jsonl" for run in (one, other))
-    ]
-    assert rows[0] == rows[1]
-    assert require(one, stage).metrics == require(other, stage).metrics
+    """The runs have the same results, to the bit; and W&B has what the metrics have."""
+    assert_same_results(one, other, stage)
     offline = read_offline_run(other / stage)
     assert offline.history == merge_steps(read_metrics(other / stage / "metrics.jsonl"))
     assert offline.id == (other / stage / "wandb_id").read_text().strip()

@@ -1,6 +1,14 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
 import pytest
 
-from rlhf.launch import report
+from rlhf import launch
+from rlhf.launch import relaying, report
+from rlhf.preemption import Preempted
 
 
 @pytest.mark.parametrize(
@@ -25,3 +33,83 @@ def test_the_status_is_of_the_rank_that_failed_and_not_of_those_that_were_told_t
 def test_a_rank_that_was_killed_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     report({0: 75, 1: -9}, "ppo")
     assert capsys.readouterr().err == "ppo: rank 1 was killed by signal 9; the other ranks were ended\n"
+
+
+@pytest.mark.parametrize(
+    ("exit_codes", "told", "status"),
+    [
+        ({0: 75, 1: 75}, signal.SIGTERM, 75),
+        ({0: -15, 1: -15}, signal.SIGTERM, 75),
+        ({0: 75, 1: -10}, signal.SIGUSR1, 75),
+        ({0: 75, 1: -9}, signal.SIGTERM, 75),
+        ({0: 70, 1: 75}, signal.SIGTERM, 75),
+        ({0: 2, 1: 75}, signal.SIGTERM, 2),
+        ({0: 130, 1: 130}, signal.SIGINT, 130),
+        ({0: 130, 1: -2}, signal.SIGINT, 130),
+        ({0: -1, 1: -1}, signal.SIGHUP, 129),
+    ],
+    ids=str,
+)
+def test_after_a_signal_the_status_is_what_it_asks_for_unless_a_rank_made_a_mistake(
+    exit_codes: dict[int, int], told: signal.Signals, status: int
+) -> None:
+    assert report(exit_codes, "ppo", told=told) == status
+
+
+@pytest.mark.parametrize(("number", "raised"), [(15, Preempted), (2, KeyboardInterrupt)])
+def test_a_signal_before_any_rank_is_there_ends_the_launcher(
+    number: int, raised: type[BaseException]
+) -> None:
+    with relaying(), pytest.raises(raised):
+        os.kill(os.getpid(), number)
+
+
+COUNT = """
+import signal, time
+count = 0
+def receive(number, frame):
+    global count
+    count += 1
+signal.signal(signal.SIGTERM, receive)
+print("ready", flush=True)
+time.sleep(1)
+raise SystemExit(count)
+"""
+
+
+def test_ranks_get_a_signal_once_however_often_it_comes() -> None:
+    rank = subprocess.Popen([sys.executable, "-c", COUNT], stdout=subprocess.PIPE, start_new_session=True)
+    other = subprocess.Popen(["sleep", "60"])  # no leader of a session: not a rank
+    with relaying() as relay, rank, other:
+        assert rank.stdout is not None
+        rank.stdout.readline()
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+        assert rank.wait(60) == 1
+        assert relay.told == signal.SIGTERM
+        assert other.poll() is None
+        other.kill()
+
+
+def test_ranks_that_do_not_end_in_time_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "_SHUTDOWN_SECONDS", 1)
+    deaf = (
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+    )
+    rank = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, start_new_session=True)
+    with relaying(), rank:
+        assert rank.stdout is not None
+        rank.stdout.readline()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert rank.wait(60) == -signal.SIGKILL
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with relaying() as relay:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert relay.told is None
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -1,7 +1,9 @@
 import os
 import signal
+import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -98,3 +100,84 @@ def test_outside_the_main_thread_nothing_is_changed() -> None:
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+HANGING = """
+import ctypes, os, signal, sys, threading, time
+from pathlib import Path
+from rlhf import preemption
+from rlhf.errors import UserError, run_command
+preemption.PATIENCE_SECONDS = 0.3
+
+def hang():
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
+    libc.pthread_mutex_lock(mutex)
+    threading.Timer(0.5, print, ["at work"], {"flush": True}).start()
+    libc.pthread_mutex_lock(mutex)  # in C, for ever, whatever signals come
+
+def save():
+    Path("saved").touch()
+"""
+"""A program with a main thread that no signal reaches."""
+
+
+def told_to_end(folder: Path, work: str) -> tuple[int, str]:
+    """Exit status and stderr of a command that does `work`, and gets SIGTERM once it is at it."""
+    root = Path(__file__).resolve().parents[3]
+    command = subprocess.Popen(
+        [sys.executable, "-c", f"{HANGING}\ndef work(argv):\n{work}\nsys.exit(run_command(work, []))"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    )
+    try:
+        assert command.stdout is not None
+        assert command.stdout.readline() == "at work\n"
+        command.send_signal(signal.SIGTERM)
+        return command.wait(60), command.communicate()[1]
+    finally:
+        command.kill()
+
+
+def test_a_main_thread_that_hears_no_signal_is_saved_and_ended_by_another(tmp_path: Path) -> None:
+    status, said = told_to_end(tmp_path, "    with preemption.last_resort(save): hang()")
+    assert status == EXIT_PREEMPTED
+    assert (tmp_path / "saved").exists()
+    assert "ended by SIGTERM" in said
+
+
+def test_what_cannot_be_saved_by_the_other_thread_is_said(tmp_path: Path) -> None:
+    full = (
+        "    def save(): raise UserError('the disk is full')\n    with preemption.last_resort(save): hang()"
+    )
+    assert told_to_end(tmp_path, full) == (2, "the disk is full\n")
+
+
+def test_a_deferred_block_is_given_its_time_by_the_other_thread_too(tmp_path: Path) -> None:
+    work = """
+    with preemption.deferred():
+        print("at work", flush=True)
+        time.sleep(1.5)
+        save()
+    """
+    status, _ = told_to_end(tmp_path, work)
+    assert status == EXIT_PREEMPTED
+    assert (tmp_path / "saved").exists()
+
+
+def test_a_signal_to_a_forked_child_is_not_the_parents(tmp_path: Path) -> None:
+    work = """
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+        os.kill(os.getpid(), signal.SIGTERM)
+    os.waitpid(child, 0)
+    time.sleep(1)
+    save()
+    print("at work", flush=True)
+    time.sleep(60)
+    """
+    told_to_end(tmp_path, work)
+    assert (tmp_path / "saved").exists()
