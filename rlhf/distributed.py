@@ -187,6 +187,10 @@ class Team:
     def start(self, device: torch.device) -> None:
         """Take `device` and, if launched, set up what ranks and DeepSpeed talk through."""
         self.device = device
+        if (
+            device.type == "cpu"
+        ):  # or DeepSpeed, which libraries import wherever it is, looks for a GPU and says so
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if not self.is_launched or torch.distributed.is_initialized():
             return
         if device.type == "cuda":

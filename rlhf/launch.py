@@ -42,12 +42,18 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     command = launch_arguments(arguments)
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGQUIT")  # the others are `Relay`'s
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // arguments.gpus)))
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # `report` says it in one line
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // arguments.gpus)))
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # `report` says it in one line
     with preemption.deferred(), relaying() as relay:
         try:
             launch_command(launch_command_parser().parse_args(command))

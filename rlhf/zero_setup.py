@@ -62,8 +62,6 @@ def _is_number(text: str, number: float | None) -> bool:
 
 def start_deepspeed(device: torch.device) -> None:
     """Let accelerate and DeepSpeed take over the process group that there is."""
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # accelerate refuses its own config's settings beside ours for DeepSpeed, which hold them.
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     warnings.filterwarnings(
@@ -141,8 +139,12 @@ def forget_settings() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep DeepSpeed's and accelerate's own words to warnings."""
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Keep DeepSpeed's and accelerate's own words to errors, and afterwards to warnings."""
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(logging.WARNING)
