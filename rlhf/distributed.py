@@ -11,6 +11,7 @@ import datetime
 import importlib.util
 import os
 import pickle
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,8 +37,12 @@ _Word = tuple[Literal["result", "refused", "preempted", "ended"], Any]
 
 _PATIENCE = datetime.timedelta(hours=6)
 """How long a rank waits for another that works alone. It is the launcher that notices a rank's death."""
-_LOST = ("closed by peer", "Connection reset", "Broken pipe", "Connection refused", "gloo")
-"""What gloo says when another rank has gone; its errors have no type of their own."""
+_LOST = re.compile(
+    "closed by peer|Connection reset|Broken pipe|Connection refused|remote process exited|aborted"
+    "|tcp/pair|unbound_buffer|failed to recv|recvBytes failed|sendBytes failed"
+)
+"""What gloo, torch's store and NCCL say when another rank has gone. No type of error tells that from a mistake
+in the set-up: an interface that does not exist, two ranks on one GPU."""
 _FIRST_WORD_SECONDS = 2.0
 """How long another rank leaves it to rank 0 to say what may have gone wrong on all of them."""
 _PAUSE_SECONDS = 0.2
@@ -187,9 +192,8 @@ class Team:
     def start(self, device: torch.device) -> None:
         """Take `device` and, if launched, set up what ranks and DeepSpeed talk through."""
         self.device = device
-        if (
-            device.type == "cpu"
-        ):  # or DeepSpeed, which libraries import wherever it is, looks for a GPU and says so
+        # Else DeepSpeed, which libraries import wherever it is installed, looks for a GPU and says so.
+        if device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if not self.is_launched or torch.distributed.is_initialized():
             return
@@ -372,9 +376,8 @@ def say_error(text: str) -> None:
 
 def is_loss(error: Exception) -> bool:
     """Whether an error says that another rank is gone."""
-    lost = (EndedError, torch.distributed.DistBackendError, torch.distributed.DistNetworkError)
-    return isinstance(error, lost) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
+    return isinstance(error, EndedError) or (
+        isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
     )
 
 

@@ -83,7 +83,8 @@ def _fit(model: nn.Module) -> bool:
     if ours.gathering != "auto":
         return ours.gathering == "whole"
     if ours.device.type == "cuda":
-        free = torch.cuda.mem_get_info(ours.device)[0]
+        unused = torch.cuda.memory_reserved(ours.device) - torch.cuda.memory_allocated(ours.device)
+        free = torch.cuda.mem_get_info(ours.device)[0] + unused
     else:
         free = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", ours.size))
     needed = sum(getattr(p, "ds_numel", 0) * p.element_size() for p in model.parameters())

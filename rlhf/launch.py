@@ -160,7 +160,7 @@ def report(exit_codes: Mapping[int, int], stage: str, *, told: signal.Signals | 
         return mistakes[0] if mistakes else _status(told)
     if not own:
         ranks = ", ".join(map(str, sorted(exit_codes)))
-        print(f"{stage}: rank {ranks} lost a rank of another node, whose launcher says more", file=sys.stderr)
+        print(f"{stage}: rank {ranks} lost another; on several nodes its launcher says more", file=sys.stderr)
         return EXIT_LOST
     # Ranks that were told to end because another failed may have saved, or had to be killed: neither is why.
     first = min(own, key=lambda rank: (own[rank] == EXIT_PREEMPTED, own[rank] == -signal.SIGKILL, rank))

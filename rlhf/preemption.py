@@ -84,7 +84,6 @@ class _Watch:
 
     def _follow(self) -> None:
         name = self._hear()
-        os.close(self._reader)
         since = time.monotonic()
         while name and not self._is_over.wait(_LOOK_SECONDS):
             if _notice.num_deferring:
@@ -94,6 +93,8 @@ class _Watch:
                 _notice.signal_name = name
                 self._end(name, _notice.save)
                 return
+        # Not before: further signals are written, too.
+        os.close(self._reader)
 
     def _hear(self) -> str | None:
         """Wait for a signal; its name, or None if there was none until `close`."""
@@ -123,10 +124,12 @@ def listen(end: End | None = None) -> Iterator[None]:
         yield
         return
     _notice.signal_name, _notice.is_over = None, False
-    before = {number: signal.signal(number, _notice.receive) for number in SIGNALS}
     watch = _Watch(end) if end else None
     _notice.is_watched = watch is not None
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
+        for number in SIGNALS:
+            signal.signal(number, _notice.receive)
         yield
     finally:
         _notice.is_over = True

@@ -7,9 +7,8 @@ that ranks may have different numbers of them, a step is reduced once, and one t
 before DeepSpeed has seen it. Only adapters and heads are trained; their gradients are small.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -67,19 +66,13 @@ class ZeroOptimization(Optimization):
     def _reduce(self, sums: Mapping[str, Tensor]) -> None:
         """Hand the gradients to DeepSpeed, which averages over ranks what is to be summed."""
         engine, size = self._engine, team().size
-        with self.here():
+        with gathered(self.named.values()):
             gradients = [
                 sums[name] * size if name in sums else torch.zeros_like(parameter)
                 for name, parameter in self.named.items()
             ]
             engine.set_gradient_accumulation_boundary(True)
             engine.backward(engine(lambda: _zero(gradients, list(self.named.values()))))
-
-    @contextlib.contextmanager
-    def here(self) -> Iterator[None]:
-        """Inside the block the trained parameters are whole on every rank."""
-        with gathered(self.named.values(), writer=0):
-            yield
 
     def tensors(self) -> dict[str, Tensor]:
         return self._state.tensors()

@@ -90,7 +90,6 @@ def deepspeed_settings(
 
     `num_trained` parameters are trained, about; `more` are settings of ZeRO.
     """
-    told = os.environ.get
     return {
         "train_micro_batch_size_per_gpu": micro_batch_rows,
         "gradient_accumulation_steps": accumulation,
@@ -101,14 +100,19 @@ def deepspeed_settings(
         "fp16": {"enabled": False},
         "zero_optimization": {
             "stage": team().zero,
-            "offload_optimizer": {"device": told("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "none")},
-            "offload_param": {"device": told("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "none")},
+            "offload_optimizer": {"device": _told_offload("OPTIMIZER")},
+            "offload_param": {"device": _told_offload("PARAM")},
             "stage3_allgather_sequential": _one_by_one(),
             # Memory that it takes at once, however few gradients there are.
             "reduce_bucket_size": min(num_trained, LARGEST_BUCKET),
             **more,
         },
     }
+
+
+def _told_offload(what: str) -> str:
+    """Where the launcher wants the optimizer's state or the parameters: `cpu` or `none`."""
+    return os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none")
 
 
 def _one_by_one() -> bool:
@@ -124,7 +128,11 @@ def loading_settings(precision: Precision) -> dict[str, Any]:
     """With which transformers makes and loads models in parts, of the type that `precision` names."""
     return {
         "train_micro_batch_size_per_gpu": 1,
-        "zero_optimization": {"stage": 3, "stage3_allgather_sequential": _one_by_one()},
+        "zero_optimization": {
+            "stage": 3,
+            "offload_param": {"device": _told_offload("PARAM")},
+            "stage3_allgather_sequential": _one_by_one(),
+        },
         # Says what type the parts have; without it they would be fp32 whatever is loaded.
         "bf16": {"enabled": precision == "bf16"},
     }

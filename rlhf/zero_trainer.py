@@ -22,7 +22,6 @@ def trainer_options(
     num_trained: int, *, micro_batch_rows: int, accumulation: int, max_grad_norm: float
 ) -> dict[str, Any]:
     """Arguments with which a `Trainer` uses DeepSpeed; what either would choose by itself is said here."""
-    # Under bf16 autocast computes in it; what is trained stays as it is.
     settings = deepspeed_settings(
         num_trained,
         micro_batch_rows=micro_batch_rows,
@@ -46,6 +45,8 @@ class TrainerEngine:
         self.state = ZeroState(engine, named, groups, keep=_keep_on_the_first)
         trained_by(engine.module, engine)
         skip_what_is_not_finite(engine)
+        self._forwards: list[Any] = []
+        """The forward pass that was the module's own before `compute_in_bf16`; None: its class's."""
 
     @property
     def skipped(self) -> bool:
@@ -63,9 +64,24 @@ class TrainerEngine:
         trained = [value for value in engine.module.parameters() if value.requires_grad]
         assert {value.dtype for value in trained} == {torch.float32}
 
+    def compute_in_bf16(self) -> None:
+        """Run the module under autocast; what is trained stays as it is.
+
+        Inside the module, as accelerate does it: around the engine DeepSpeed would switch it off.
+        """
+        module = self._engine.module
+        # Copies that are kept would make the whole model of what ZeRO-3 gathers layer by layer.
+        computing = torch.autocast(team().device.type, dtype=torch.bfloat16, cache_enabled=team().zero < 3)
+        self._forwards.append(vars(module).get("forward"))
+        module.forward = computing(module.forward)
+
     def release(self) -> None:
         """Free the module of DeepSpeed, training is over. What ZeRO-3 has cut stays cut."""
         module = self._engine.module
+        for forward in self._forwards:
+            del module.forward
+            if forward is not None:
+                module.forward = forward
         if team().zero == 3:
             self._engine.destroy()
             trained_by(module, None)

@@ -134,6 +134,8 @@ class ResumableTrainer(SFTTrainer):
         engine = TrainerEngine(self.model_wrapped, self.named, self._groups)
         steps = self.args.gradient_accumulation_steps
         engine.check(accumulation=steps, max_grad_norm=self.args.max_grad_norm)
+        if self.computes_in_bf16:
+            engine.compute_in_bf16()
         return engine
 
     def _load(self, found: Checkpoint) -> None:
@@ -202,11 +204,6 @@ class ResumableTrainer(SFTTrainer):
             self._plain_optimizer.zero_grad(set_to_none=True)  # without gradients a step changes nothing
         else:
             scheduler.step()  # which transformers leaves out, and the learning rate is a function of the step
-
-    def compute_loss_context_manager(self) -> Any:
-        if self._engine is None or not self.computes_in_bf16:
-            return super().compute_loss_context_manager()
-        return torch.autocast(self.args.device.type, dtype=torch.bfloat16)
 
     def _is_finite(self, norm: Any) -> bool:
         if self._engine is not None:

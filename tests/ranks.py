@@ -53,8 +53,16 @@ def load(folder: Path, max_grad_norm: float) -> Backbone:
     return Backbone.load(folder, settings=ModelSettings(path=str(folder)))
 
 
+def checkpointing(case: str) -> bool:
+    """Whether activations are recomputed, which changes no result: where weights are gathered by layers."""
+    return case == "layers"
+
+
 def train_reward(out: Path, case: str) -> None:
-    settings, origin = reward_settings(micro_batch_tokens=60, batch_size=7), CASES[case].origin
+    origin = CASES[case].origin
+    settings = reward_settings(
+        micro_batch_tokens=60, batch_size=7, gradient_checkpointing=checkpointing(case)
+    )
     backbone = load(out / "model", settings.max_grad_norm)
     trainer = Trainer(backbone, random_groups(30), settings, seed=4)
     before = weights_of(trainer)
@@ -69,7 +77,9 @@ def train_reward(out: Path, case: str) -> None:
 
 
 def train_ppo(out: Path, case: str, *, name: str = "ppo", **changes: Any) -> None:
-    settings = ppo_settings(value_warmup_iterations=1, num_epochs=1, **changes)
+    settings = ppo_settings(
+        value_warmup_iterations=1, num_epochs=1, gradient_checkpointing=checkpointing(case), **changes
+    )
     origin = CASES[case].origin
     backbone = load(out / "model", settings.max_grad_norm)
     build_roles(backbone, settings, reward_folder=None, base_sha256="", seed=1)

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import yaml
@@ -29,7 +30,7 @@ POISONED = {1, 4}
 """Steps whose loss is not a number, though its gradient is, on the last rank alone."""
 STAGES: dict[str, dict[str, Any]] = {
     "full": {"method": "full", "eval_every_steps": 2},
-    "lora": {"method": "lora"},
+    "lora": {"method": "lora", "gradient_checkpointing": True},
 }
 """Name of a recipe → what is its own in the stage's settings."""
 
@@ -92,6 +93,27 @@ def lose(out: Path, name: str) -> None:
         (out / f"lose-{name}.json").write_text(json.dumps(figures))
 
 
+def compute_in_bf16(out: Path) -> None:
+    """Train under autocast. Around its engine DeepSpeed switches it off, on CUDA alone: so this plays CUDA."""
+    settings = sft_settings(micro_batch_size=3, num_epochs=1)
+    start_process(RunSettings(device="cpu"), max_grad_norm=settings.max_grad_norm)
+    built = trainer(out / "bf16", settings, random_examples(8), begin=small_start(out, settings), log=Log())
+    built.computes_in_bf16 = True
+    seen: set[tuple[str, str]] = set()
+    model: Any = built.model
+    linear = next(module for module in model.modules() if isinstance(module, nn.Linear))
+    linear.register_forward_hook(
+        lambda module, inputs, output: seen.add((str(module.weight.dtype), str(output.dtype)))
+    )
+    forward, is_enabled = model.forward, torch.is_autocast_enabled
+    with mock.patch.object(torch, "is_autocast_enabled", lambda *of: is_enabled(*of) if of else True):
+        built.train()
+    trained: Any = built.trained_model()
+    assert trained.forward == forward
+    if team().is_first:
+        (out / "bf16.json").write_text(json.dumps(sorted(seen)))
+
+
 def run_stage(out: Path, recipe: str, name: str) -> None:
     """The whole stage, from a model in a folder to one."""
     watch = Watch() if team().zero == 3 else None
@@ -133,6 +155,8 @@ def main(out: Path, names: list[str]) -> None:
     preload()
     write_recipes(out)
     small_start(out, sft_settings())
+    if not names or "bf16" in names:
+        fork(2, 3, lambda: compute_in_bf16(out))
     for name, (size, zero) in TEAMS.items():
         if not names or f"lose-{name}" in names:
             fork(size, zero, lambda name=name: lose(out, name))  # type: ignore[misc]

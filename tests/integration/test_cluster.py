@@ -101,10 +101,10 @@ def test_two_launchers_are_two_nodes(root: Path, runs: Path) -> None:
 def test_two_processes_hold_a_4_bit_base_each(
     root: Path, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("nf4", "nf4-one"):
+    for name in ("nf4-two", "nf4-one"):
         copy_stages(runs / "micro", runs / name)
-    said(make(root, runs, "nf4", "ppo", "GPUS=2", "ZERO=2", settings="model.precision=nf4"))
+    said(make(root, runs, "nf4-two", "ppo", "GPUS=2", "ZERO=2", settings="model.precision=nf4"))
     monkeypatch.chdir(root)
     assert start("ppo", runs, "run.name=nf4-one", "ppo.export_merged=true", "model.precision=nf4") == 0
-    assert_same_result(runs / "nf4-one", runs / "nf4", "ppo")
-    assert require(runs / "nf4", "ppo").metrics != require(runs / "micro", "ppo").metrics
+    assert_same_result(runs / "nf4-one", runs / "nf4-two", "ppo")
+    assert require(runs / "nf4-two", "ppo").metrics != require(runs / "micro", "ppo").metrics

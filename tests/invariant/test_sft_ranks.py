@@ -44,6 +44,10 @@ def test_a_loss_that_is_not_finite_on_one_rank_leaves_its_step_out_on_all(out: P
         assert (weight - found[name]).norm() <= 1e-4 * weight.norm(), name
 
 
+def test_bf16_is_computed_in_under_deepspeed_and_fp32_is_trained(out: Path) -> None:
+    assert json.loads((out / "bf16.json").read_text()) == [["torch.float32", "torch.bfloat16"]]
+
+
 @pytest.mark.parametrize("recipe", STAGES)
 def test_zero_3_publishes_the_model_of_one_process(out: Path, recipe: str) -> None:
     one, three = (out / "runs" / f"{recipe}-{team}" / "sft" for team in ("one", "zero3"))

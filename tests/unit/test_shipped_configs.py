@@ -9,8 +9,8 @@ import yaml
 from rlhf.config import STAGES, config_hash, load_recipe, write_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-RECIPES = sorted(ROOT.glob("configs/*/recipe.yaml"))
-each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name)
+RECIPES = sorted([*ROOT.glob("configs/*/recipe.yaml"), *ROOT.glob("configs/cluster/*.yaml")])
+each_recipe = pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 
 
 def overrides(path: Path) -> list[str]:

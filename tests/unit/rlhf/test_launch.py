@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -56,9 +57,17 @@ def test_after_a_signal_the_status_is_what_it_asks_for_unless_a_rank_made_a_mist
     assert report(exit_codes, "ppo", told=told) == status
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is heard, also where a shell has started the tests in the background and ignores it for them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize(("number", "raised"), [(15, Preempted), (2, KeyboardInterrupt)])
 def test_a_signal_before_any_rank_is_there_ends_the_launcher(
-    number: int, raised: type[BaseException]
+    number: int, raised: type[BaseException], interruptible: None
 ) -> None:
     with relaying(), pytest.raises(raised):
         os.kill(os.getpid(), number)

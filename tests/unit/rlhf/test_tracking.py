@@ -397,7 +397,7 @@ def test_work_that_was_long_in_beginning_does_not_say_when_it_ends(
     with progress(64, "sft") as counter:
         now[0] += 60
         counter.update(0)
-    assert capsys.readouterr().err == "sft: 0/64, 1 min 0 s so far\n"
+    assert capsys.readouterr().err == "sft: 0/64, 1 min 00 s so far\n"
 
 
 def test_progress_counts_by_hand_and_ends_with_the_work(
