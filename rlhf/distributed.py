@@ -41,7 +41,7 @@ _LOST = re.compile(
     "closed by peer|Connection reset|Broken pipe|Connection refused|remote process exited|aborted"
     "|tcp/pair|unbound_buffer|failed to recv|recvBytes failed|sendBytes failed"
 )
-"""What gloo, torch's store and NCCL say when another rank has gone. No type of error tells that from a mistake
+"""What gloo, the store and NCCL say when another rank has gone. No type of error tells that from a mistake
 in the set-up: an interface that does not exist, two ranks on one GPU."""
 _FIRST_WORD_SECONDS = 2.0
 """How long another rank leaves it to rank 0 to say what may have gone wrong on all of them."""

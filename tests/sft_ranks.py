@@ -94,7 +94,7 @@ def lose(out: Path, name: str) -> None:
 
 
 def compute_in_bf16(out: Path) -> None:
-    """Train under autocast. Around its engine DeepSpeed switches it off, on CUDA alone: so this plays CUDA."""
+    """Train under autocast. Around its engine DeepSpeed switches it off on CUDA: so this plays CUDA."""
     settings = sft_settings(micro_batch_size=3, num_epochs=1)
     start_process(RunSettings(device="cpu"), max_grad_norm=settings.max_grad_norm)
     built = trainer(out / "bf16", settings, random_examples(8), begin=small_start(out, settings), log=Log())
