@@ -199,17 +199,29 @@ class Team:
             return
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        torch.distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            store=PrefixStore("ranks", self._store),
-            rank=self.rank,
-            world_size=self.size,
-            timeout=_PATIENCE,
-        )
+        self._join("nccl" if device.type == "cuda" else "gloo")
         if self.zero:
             from rlhf.zero_setup import start_deepspeed
 
             start_deepspeed(device)
+
+    def _join(self, backend: str) -> None:
+        try:
+            torch.distributed.init_process_group(
+                backend,
+                store=PrefixStore("ranks", self._store),
+                rank=self.rank,
+                world_size=self.size,
+                timeout=_PATIENCE,
+            )
+        except RuntimeError as error:
+            if is_loss(error):
+                raise
+            raise UserError(
+                f"the processes cannot talk to each other ({str(error).splitlines()[-1]})",
+                where="launch",
+                fix=f"Name a network interface that there is: {backend.upper()}_SOCKET_IFNAME, or unset it.",
+            ) from None
 
     @cached_property
     def _store(self) -> Any:
