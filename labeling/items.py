@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import UserError
-from rlhf.fields import Fields
+from rlhf.fields import Fields, UnusableRowError
 from rlhf.records import Prompt, Turns, prompt_key, to_json
 from rlhf.rows import file_rows, parse_json
 
@@ -94,6 +94,8 @@ def read_items(path: Path) -> list[Item]:
             items.append(_item(parse_json(content)))
         except UserError as error:
             raise UserError(error.what, where=f"{path}, {where}", fix=error.fix) from None
+        except UnusableRowError as error:
+            raise UserError(error.reason, where=f"{path}, {where}", fix="Leave this row out.") from None
     if not items:
         raise UserError("there is nothing to rank in it", where=str(path), fix="Run `make samples` again.")
     return items

@@ -1,6 +1,7 @@
 """Settings of the constitution: the group `labeling.constitution` of a recipe."""
 
 from typing import Literal
+from urllib.parse import urlsplit
 
 from pydantic import model_validator
 
@@ -66,6 +67,12 @@ class EndpointSettings(Settings):
     """The stage stops before a request once it has spent so much."""
     max_tokens: int | None = setting(None, semantic=False, gt=0)
     """The stage stops before a request once it has used so many tokens, input and output together."""
+
+    @model_validator(mode="after")
+    def _url_has_no_secret(self) -> "EndpointSettings":
+        if "@" in urlsplit(self.url).netloc:
+            raise ValueError("`url` holds a password, and settings are written to files: use `key_variable`")
+        return self
 
     @model_validator(mode="after")
     def _costs_something(self) -> "EndpointSettings":

@@ -6,9 +6,11 @@ pause. Whatever was received and can be used lies in the cache before anything e
 """
 
 import asyncio
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -18,6 +20,7 @@ import aiohttp
 from labeling.constitution.asking import seed_of
 from labeling.constitution.cache import Cache, key_of
 from labeling.constitution.config import EndpointSettings
+from labeling.harmless import harmless_line
 from rlhf.errors import UserError
 from rlhf.tracking import progress
 
@@ -64,6 +67,8 @@ class Endpoint:
         self._secret = _secret(settings)
         self._jitter = Random(0)
         self._last_failure = ""
+        self._has_warned = False
+        self._ending = asyncio.Event()
         self._reached = False
         """Whether it has answered anything at all: one that never did is not waited for."""
 
@@ -83,7 +88,8 @@ class Endpoint:
         return [self._cache.get(key) for key in keys]
 
     async def _ask(self, calls: Mapping[str, Call], desc: str) -> None:
-        waiting = iter(calls.items())
+        waiting, mistakes = iter(calls.items()), list[UserError]()
+        self._ending = asyncio.Event()  # what is under way then still comes, for it has been paid for
         timeout = aiohttp.ClientTimeout(total=self._settings.timeout_seconds)
         connector = aiohttp.TCPConnector(limit=self._settings.concurrency)
         headers = {"Authorization": f"Bearer {self._secret}"} if self._secret else {}
@@ -92,17 +98,20 @@ class Endpoint:
 
                 async def work() -> None:
                     for key, call in waiting:
-                        await self._settle(http, key, call)
+                        try:
+                            await self._settle(http, key, call)
+                        except UserError as error:
+                            mistakes.append(error)
+                            self._ending.set()
+                        if self._ending.is_set():
+                            return
                         bar.update()
 
-                try:
-                    async with asyncio.TaskGroup() as group:
-                        for _ in range(min(self._settings.concurrency, len(calls))):
-                            group.create_task(work())
-                except BaseExceptionGroup as errors:  # Python 3.11.2 puts what `except*` raises in a group
-                    if (mistakes := errors.subgroup(UserError)) is None:
-                        raise
-                    raise _first(mistakes) from None
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(min(self._settings.concurrency, len(calls))):
+                        group.create_task(work())
+        if mistakes:
+            raise mistakes[0]
 
     async def _settle(self, http: aiohttp.ClientSession, key: str, call: Call) -> None:
         """Make one call until its answer is in the cache, or it is clear that there will be none.
@@ -119,8 +128,11 @@ class Endpoint:
                 self._last_failure = str(failed)
                 if failed.for_good:
                     return
+                self._warn_once()
                 if attempt + 1 < self._settings.max_attempts:
-                    await asyncio.sleep(max(failed.pause_seconds, self._pause_seconds(in_a_row)))
+                    await self._rest(max(failed.pause_seconds, self._pause_seconds(in_a_row)))
+                if self._ending.is_set():
+                    return
                 in_a_row += 1
                 continue
             in_a_row = 0
@@ -129,6 +141,7 @@ class Endpoint:
                 self._check_tokens_are_told(counts)
                 return
             unusable += 1
+            self._last_failure = "an answer that cannot be used"
             self._cache.count(**counts, unusable_answer=1, retries=int(attempt > 0))
         if unusable:
             self._cache.count(unanswered=1)
@@ -182,7 +195,7 @@ class Endpoint:
 
     def _refusal(self, status: int, text: str, retry_after: str) -> FailedError | UserError:
         excerpt = text.replace(self._secret, "***") if self._secret else text
-        said = f"status {status}: {excerpt.strip()[:_SHOWN_CHARACTERS]}"
+        said = f"status {status}: {harmless_line(excerpt.strip()[:_SHOWN_CHARACTERS])}"
         if status in _AGAIN or status >= 500:
             pause = float(retry_after) if retry_after.isdecimal() else 0.0
             return FailedError(f"status_{status}", said, pause_seconds=min(pause, MAX_PAUSE_SECONDS))
@@ -232,6 +245,17 @@ class Endpoint:
             fix="Unset `max_cost` and `max_tokens` to go on without a budget (limit the number of prompts or "
             "items instead), or ask an endpoint that tells. What it has answered is kept.",
         )
+
+    async def _rest(self, seconds: float) -> None:
+        """Pause; not longer than until another call has ended the stage."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ending.wait(), seconds)
+
+    def _warn_once(self) -> None:
+        """Say at the first failure that there are any: until something succeeds nothing else is seen."""
+        if not self._has_warned:
+            print(f"{self._settings.url}: {self._last_failure}; trying again", file=sys.stderr)
+            self._has_warned = True
 
     def _unreachable(self, error: aiohttp.ClientConnectorError) -> UserError:
         return UserError(
@@ -290,7 +314,7 @@ def _tokens(reply: Any) -> dict[str, int]:
     usage = usage if isinstance(usage, dict) else {}
 
     def number(*names: str) -> int:
-        return next((int(usage[name]) for name in names if isinstance(usage.get(name), int)), 0)
+        return next((usage[name] for name in names if _is_count(usage.get(name))), 0)
 
     return {
         "input_tokens": number("prompt_tokens", "input_tokens"),
@@ -298,12 +322,5 @@ def _tokens(reply: Any) -> dict[str, int]:
     }
 
 
-def _first(errors: BaseExceptionGroup[UserError]) -> UserError:
-    def leaves(group: BaseExceptionGroup[UserError]) -> Iterator[UserError]:
-        for each in group.exceptions:
-            if isinstance(each, BaseExceptionGroup):
-                yield from leaves(each)
-            else:
-                yield each
-
-    return next(leaves(errors))
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value < 2**40

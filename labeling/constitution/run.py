@@ -133,7 +133,7 @@ class Running:
             ("evasive", f"{first['evasive_share']:.1%} → {last['evasive_share']:.1%}"),
             *_score_row(first, last),
         ]
-        self._print(rows, DEMONSTRATIONS, "sft LABELS=constitution")
+        self._print(rows, DEMONSTRATIONS, "sft", "demonstrations")
 
     def _first_drafts(
         self, reviser: revisions.Reviser, part: RevisionsSettings, account: Account
@@ -154,6 +154,12 @@ class Running:
         annotator = self.constitution.annotator
         rankings = [each.ranking(annotator, hard=part.labels == "hard") for each in judged]
         own = [ranking for ranking in rankings if ranking is not None]
+        if not any(each.heard for each in judged):
+            raise UserError(
+                "no two completions of any item differ",
+                where="labeling.constitution.preferences",
+                fix="Sample them at a higher temperature, or from another model.",
+            )
         if not own:
             raise UserError(
                 "no pair has an answer in both orders",
@@ -181,7 +187,7 @@ class Running:
             where = shown_location(part.project)
             print(f"preferences: {entered.labels:,} new labels by {annotator} in {where}")
         self._publish(writers, found | {"rankings": len(own)}, account)
-        self._print(_preference_rows(found["preferences"]), RANKINGS, "reward LABELS=constitution")
+        self._print(_preference_rows(found["preferences"]), RANKINGS, "reward", "rankings")
 
     def _items(self, part: PreferencesSettings, account: Account) -> list[Item]:
         path = completions_file(part, self.recipe.run_folder)
@@ -227,7 +233,11 @@ class Running:
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
         self.stage.publish({**writers, FIGURES: _text(text)}, metrics=values, accounts=account.to_json())
 
-    def _print(self, rows: list[tuple[str, str]], records: str, target: str) -> None:
+    def _print(self, rows: list[tuple[str, str]], records: str, stage: str, read: str) -> None:
+        """Say what came out, and how `stage` goes on with it, whose setting `read` names what it reads."""
+        sources = getattr(self.recipe.sections.get(stage), read, [])
+        is_named = any(source.path.startswith(f"{{run}}/{self.stage.stage}/") for source in sources)
+        target = stage if is_named else f"{stage} LABELS=constitution"
         folder, took = self.stage.folder, self._took().values()
         answers, failed = sum(t["answers"] for t in took), sum(sum(t["failures"].values()) for t in took)
         rows.append(("answers, attempts that failed", f"{answers:,}, {failed:,}"))

@@ -89,7 +89,8 @@ class ServedModel:
 
         def read(reply: Json) -> Any:
             choice = reply["choices"][0]
-            has_logprobs = bool(choice.get("logprobs"))
+            tokens = (choice.get("logprobs") or {}).get("content") or [{}]
+            has_logprobs = bool(tokens[0].get("top_logprobs"))
             return {"has_logprobs": has_logprobs} if has_logprobs or choice["message"]["content"] else None
 
         body = self._logprobs_call(request).body
@@ -179,7 +180,8 @@ def from_votes(votes: Sequence[str], options: Sequence[str]) -> Chosen | None:
 
 def _text(reply: Json) -> Json | None:
     choice = reply["choices"][0]
-    text = choice["message"]["content"].strip()
+    # Half a surrogate pair is no character, and no file takes it.
+    text = choice["message"]["content"].encode("utf-16", "surrogatepass").decode("utf-16", "replace").strip()
     tokens = (choice.get("logprobs") or {}).get("content") or []
     logprob = sum(float(token["logprob"]) for token in tokens) if tokens else None
     if logprob is not None and not math.isfinite(logprob):

@@ -98,7 +98,7 @@ def test_a_finished_stage_is_up_to_date_and_made_again_it_asks_nothing(
     recipe = write_recipe(tmp_path, server, revisions=REVISIONS, preferences=PREFERENCES)
     assert start(recipe) == 0
     before = published(tmp_path)
-    capsys.readouterr()
+    assert "next: make sft LABELS=constitution CONFIG=" in capsys.readouterr().out
     assert start(recipe) == 0
     assert capsys.readouterr().out.count("up to date") == 2
     gone = "labeling.constitution.feedback.endpoint.url=http://127.0.0.1:9/v1"  # nobody listens there
@@ -266,10 +266,14 @@ def test_what_the_endpoint_has_against_a_request_is_passed_on(
 # People
 
 
-def test_people_are_agreed_with_mixed_in_and_joined_in_their_project(server: str, tmp_path: Path) -> None:
+def test_people_are_agreed_with_mixed_in_and_joined_in_their_project(
+    server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     project = tmp_path / "project"
     settings = {**PREFERENCES, "people": [{"path": RANKINGS}], "people_share": 0.25, "project": str(project)}
-    assert start(write_recipe(tmp_path, server, preferences=settings)) == 0
+    both = 'reward.rankings=[{path: "{run}/preferences/mixed.jsonl"}]'
+    assert start(write_recipe(tmp_path, server, preferences=settings), both) == 0
+    assert "next: make reward CONFIG=" in capsys.readouterr().out  # LABELS would say other rankings
     found = figures(tmp_path, "preferences")["preferences"]["people"]
     assert found["items"] == 12
     assert found["agreement"]["value"] > 0.5
