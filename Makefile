@@ -65,7 +65,7 @@ python = $(VENV)/bin/python
 install: $(VENV)/.triptych-installed
 endif
 
-# Without a shell in between, signals to make reach the stage, and make waits until it has saved.
+# Without a shell in between, SIGTERM to make reaches the stage, and make waits until it has saved.
 stage = exec $(python)
 
 # Whatever is in a value, `quoted` is one word for the shell, and `yaml` a text in YAML (RUN=7 is a name).

@@ -117,6 +117,8 @@ def _say_preempted(signal_name: str) -> None:
 @contextmanager
 def _among_ranks() -> Iterator[None]:
     """Inside the block this process is known to the other ranks, if there are any."""
+    if "LOCAL_RANK" in os.environ:
+        preemption.end_with_parent()
     if not has_ranks():
         yield
         return

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -38,6 +39,10 @@ _SHUTDOWN_SECONDS = 45
 """How long ranks that are told to end may take to save; then they are killed."""
 
 
+_REPORT_SECONDS = 10.0
+"""How long the main thread may take to report when the last rank has ended."""
+
+
 def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     command = launch_arguments(arguments)
@@ -54,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # `report` says it in one line
-    with preemption.deferred(), relaying() as relay:
+    with relaying() as relay, preemption.last_resort(relay.wait):
         try:
             launch_command(launch_command_parser().parse_args(command))
         except ChildFailedError as error:
@@ -62,6 +67,12 @@ def main(argv: Sequence[str]) -> int:
             return report(exit_codes, arguments.stage, told=relay.told)
         except SignalException as error:
             return 128 + error.sigval
+        except ConnectionError as error:
+            raise UserError(
+                f"the launcher cannot open its port ({str(error).splitlines()[0]})",
+                where=f"MASTER={arguments.master}",
+                fix="Choose another port, the same on all nodes.",
+            ) from None
     return 0
 
 
@@ -86,16 +97,35 @@ class Relay:
         elif self.told is None:  # no rank has been started yet
             raise KeyboardInterrupt if number == signal.SIGINT else Preempted(signal.Signals(number).name)
 
+    def wait(self) -> None:
+        """After a signal, in another thread: wait for the ranks, and for the main thread to report their end.
+
+        The main one may never hear of the signal, deep in C, where it waits for another node's launcher.
+        """
+        had_ranks = bool(_ranks())
+        while _ranks():
+            time.sleep(0.2)
+        if had_ranks:
+            time.sleep(_REPORT_SECONDS)
+
+
+def _ranks() -> list[int]:
+    """The ranks' process ids; they lead groups of their own, as torch's agent starts them."""
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getpgid(child.pid) == child.pid:
+                found.append(child.pid)
+    return found
+
 
 def _send(number: int) -> int:
     """Send a signal to the ranks, and to what they have started; returns how many ranks there are."""
-    ranks = 0
-    for child in psutil.Process().children():
+    ranks = _ranks()
+    for rank in ranks:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if os.getpgid(child.pid) == child.pid:  # as torch's agent starts ranks
-                os.killpg(child.pid, number)
-                ranks += 1
-    return ranks
+            os.killpg(rank, number)
+    return len(ranks)
 
 
 @contextlib.contextmanager
@@ -136,6 +166,12 @@ def launch_arguments(arguments: argparse.Namespace) -> list[str]:
                 where="launch",
                 fix="On every node: make ... NODES=2 NODE_RANK=0 MASTER=host-of-node-0:29500 (NODE_RANK=1 on "
                 "the next). Under SLURM: configs/slurm/run.sbatch.",
+            )
+        if not 0 <= arguments.node_rank < arguments.nodes or not 0 < int(port) < 2**16:
+            raise UserError(
+                f"NODE_RANK={arguments.node_rank} of {arguments.nodes} nodes, port {port}",
+                where="launch",
+                fix=f"NODE_RANK counts from 0 to {arguments.nodes - 1}, and ports end at 65535.",
             )
         command += [f"--main_process_ip={host}", f"--main_process_port={port}"]
     else:

@@ -10,8 +10,10 @@ not ended a few seconds after the signal, or after the deferred block that was u
 what `last_resort` names and ends it.
 """
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +26,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 PATIENCE_SECONDS = 5.0
 """How long the main thread may take to end by itself: W&B gets three of them."""
 _LOOK_SECONDS = 0.1
+_PR_SET_PDEATHSIG = 1
+"""prctl(2)."""
 
 End = Callable[[str, Callable[[], None]], object]
 """Ends the process, given the signal's name and what is to be saved before."""
@@ -168,6 +172,15 @@ def deferred() -> Iterator[None]:
         _notice.num_deferring -= 1
     if not already:
         _notice.raise_if_due()
+
+
+def end_with_parent() -> None:
+    """Let this process get SIGTERM when that which has started it dies: a launcher, killed (Linux)."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+        if os.getppid() != parent:  # it died meanwhile
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def requested() -> bool:

@@ -181,3 +181,44 @@ def test_a_signal_to_a_forked_child_is_not_the_parents(tmp_path: Path) -> None:
     """
     told_to_end(tmp_path, work)
     assert (tmp_path / "saved").exists()
+
+
+def test_a_process_whose_parent_is_killed_saves_and_ends(tmp_path: Path) -> None:
+    """The parent dies by SIGKILL, as a launcher does when memory runs out. The child gets no signal of ours."""
+    child = (
+        "import pathlib, sys, time\n"
+        "from rlhf import preemption\n"
+        "with preemption.listen():\n"
+        "    preemption.end_with_parent()\n"
+        "    print('at work', flush=True)\n"
+        "    try:\n"
+        "        time.sleep(60)\n"
+        "    except preemption.Preempted:\n"
+        "        pathlib.Path(sys.argv[1]).touch()\n"
+    )
+    parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', *sys.argv[1:]])"
+    saved = tmp_path / "saved"
+    command = [sys.executable, "-c", parent, child, str(saved)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "at work\n"
+        process.kill()
+        process.stdout.read()  # until the child, who holds the pipe too, has ended
+    assert saved.exists()
+
+
+def test_a_second_signal_says_nothing_more() -> None:
+    program = (
+        "import os, signal, time\n"
+        "from rlhf import preemption\n"
+        "with preemption.listen(lambda name, save: None):\n"
+        "    try:\n"
+        "        with preemption.deferred():\n"
+        "            for _ in range(3):\n"
+        "                os.kill(os.getpid(), signal.SIGTERM)\n"
+        "                time.sleep(0.2)\n"
+        "    except preemption.Preempted:\n"
+        "        pass\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stderr == "SIGTERM: saving, then ending\n"
