@@ -184,7 +184,7 @@ def test_a_signal_to_a_forked_child_is_not_the_parents(tmp_path: Path) -> None:
 
 
 def test_a_process_whose_parent_is_killed_saves_and_ends(tmp_path: Path) -> None:
-    """The parent dies by SIGKILL, as a launcher does when memory runs out. The child gets no signal of ours."""
+    """The parent dies by SIGKILL, as a launcher does when memory runs out; nobody else sends a signal."""
     child = (
         "import pathlib, sys, time\n"
         "from rlhf import preemption\n"
