@@ -31,6 +31,10 @@ EVASIONS = (
 """Beginnings of refusals in English."""
 
 
+MOST_WORDS = 2000
+"""Of a text that are compared with another's, one by one."""
+
+
 @dataclass(frozen=True)
 class Change:
     """How a revision differs from the text before it."""
@@ -38,7 +42,10 @@ class Change:
     words_before: int
     words_after: int
     edit_distance: float
-    """Words put in, left out or exchanged (Levenshtein), over the words of the longer text: 0 to 1."""
+    """Words put in, left out or exchanged (Levenshtein), over the words of the longer text: 0 to 1.
+
+    Of the first `MOST_WORDS` words alone: its cost grows with the square.
+    """
     novelty: float
     """Share of the revision's pairs of neighbouring words that the text before did not have."""
 
@@ -46,14 +53,15 @@ class Change:
 def change(before: str, after: str) -> Change:
     """Compares two texts word by word, white space apart."""
     old, new = before.split(), after.split()
-    longest = max(len(old), len(new))
+    compared = old[:MOST_WORDS], new[:MOST_WORDS]
+    longest = max(map(len, compared))
     pairs_before = set(pairwise(old))
     pairs_after = list(pairwise(new))
     fresh = sum(pair not in pairs_before for pair in pairs_after)
     return Change(
         words_before=len(old),
         words_after=len(new),
-        edit_distance=edit_distance(old, new) / longest if longest else 0.0,
+        edit_distance=edit_distance(*compared) / longest if longest else 0.0,
         novelty=fresh / len(pairs_after) if pairs_after else 0.0,
     )
 

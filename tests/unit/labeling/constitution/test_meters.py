@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from labeling.constitution.meters import boilerplate, change, edit_distance, evades
+from labeling.constitution.meters import MOST_WORDS, boilerplate, change, edit_distance, evades
 
 WORDS = st.lists(st.sampled_from("abc"), max_size=7)
 
@@ -55,3 +55,9 @@ def test_boilerplate_is_what_returns_from_text_to_text() -> None:
     assert ("i want to be clear", 3) in found.phrases
     assert boilerplate(["one two three four five six"] * 2).share == 0  # twice is not often
     assert boilerplate([]).share == 0
+
+
+def test_what_comes_after_the_words_that_are_compared_changes_no_distance() -> None:
+    same = "word " * MOST_WORDS
+    assert change(same + "one two three", same + "four").edit_distance == 0
+    assert change("other " + same, same).edit_distance == pytest.approx(1 / MOST_WORDS)
