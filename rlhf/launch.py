@@ -37,8 +37,6 @@ _SPOKEN = (EXIT_USER_ERROR, EXIT_PREEMPTED, EXIT_INTERRUPTED)
 _RELAYED = (signal.SIGINT, signal.SIGHUP, *preemption.SIGNALS)
 _SHUTDOWN_SECONDS = 45
 """How long ranks that are told to end may take to save; then they are killed."""
-
-
 _REPORT_SECONDS = 10.0
 """How long the main thread may take to report when the last rank has ended."""
 

@@ -4,6 +4,7 @@ SFT may train every weight. Gradients are therefore reduced by DeepSpeed as they
 `rlhf.zero.ZeroOptimization`, which holds them whole; reading and setting the state is the same.
 """
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,8 +46,8 @@ class TrainerEngine:
         self.state = ZeroState(engine, named, groups, keep=_keep_on_the_first)
         trained_by(engine.module, engine)
         skip_what_is_not_finite(engine)
-        self._forwards: list[Any] = []
-        """The forward pass that was the module's own before `compute_in_bf16`; None: its class's."""
+        self._undo = contextlib.ExitStack()
+        """What `release` takes back of what was done to the module."""
 
     @property
     def skipped(self) -> bool:
@@ -72,16 +73,16 @@ class TrainerEngine:
         module = self._engine.module
         # Copies that are kept would make the whole model of what ZeRO-3 gathers layer by layer.
         computing = torch.autocast(team().device.type, dtype=torch.bfloat16, cache_enabled=team().zero < 3)
-        self._forwards.append(vars(module).get("forward"))
+        own = vars(module).get("forward")  # TRL's, or none: then it is the class's
+        self._undo.callback(
+            *((delattr, module, "forward") if own is None else (setattr, module, "forward", own))
+        )
         module.forward = computing(module.forward)
 
     def release(self) -> None:
         """Free the module of DeepSpeed, training is over. What ZeRO-3 has cut stays cut."""
         module = self._engine.module
-        for forward in self._forwards:
-            del module.forward
-            if forward is not None:
-                module.forward = forward
+        self._undo.close()
         if team().zero == 3:
             self._engine.destroy()
             trained_by(module, None)

@@ -1,6 +1,9 @@
 """A stage of `micro.yaml`, the three stages in a few seconds, run in this process; and comparing two runs."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +31,23 @@ _TIMES = ("_seconds", "_per_second")
 def start(stage: str, folder: Path, *arguments: str) -> int:
     """Run the stage on runs in `folder`; its exit status."""
     return run_command(MAIN[stage], ["--config", CONFIG, f"run.folder={folder}", *arguments])
+
+
+def make_run(root: Path, runs: Path, name: str, *words: str, settings: str = "") -> "subprocess.Popen[str]":
+    """`make` with these goals and variables on the run `name`, as a user starts it; all it says is one pipe."""
+    outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
+    environment = {key: value for key, value in os.environ.items() if key not in outer}
+    return subprocess.Popen(
+        [
+            *("make", "VENV=none", f"PYTHON={sys.executable}", f"CONFIG={CONFIG}", f"RUN={name}", *words),
+            f"SET=run.folder={runs} tracking.wandb=off {settings}",
+        ],
+        cwd=root,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def copy_stages(run: Path, to: Path, stages: Sequence[str] = ("sft", "reward")) -> None:

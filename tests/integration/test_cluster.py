@@ -1,10 +1,8 @@
 """What docs/cluster.md promises of `make`, on CPUs: each way of launching gives one process's result."""
 
-import os
 import random
 import socket
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,35 +12,18 @@ from safetensors.torch import load_file
 
 from rlhf.artifacts import require
 from rlhf.tracking import read_metrics
-from tests.integration.micro import CONFIG, STAGES, copy_stages, start
+from tests.integration.micro import MODEL, STAGES, copy_stages, make_run, start
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("deepspeed")
 
 HANG_SECONDS = 600
-MODEL = {
-    "sft": "model/model.safetensors",
-    "reward": "model/adapter_model.safetensors",
-    "ppo": "model/adapter_model.safetensors",
-}
 QUANTIZED = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
 
 
 def make(root: Path, runs: Path, name: str, *words: str, settings: str = "") -> "subprocess.Popen[str]":
-    """`make` with these goals and variables on the run `name`, as `runs` has made `micro`."""
-    outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
-    environment = {key: value for key, value in os.environ.items() if key not in outer}
-    return subprocess.Popen(
-        [
-            *("make", "VENV=none", f"PYTHON={sys.executable}", f"CONFIG={CONFIG}", f"RUN={name}", *words),
-            f"SET=run.folder={runs} tracking.wandb=off ppo.export_merged=true {settings}",
-        ],
-        cwd=root,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    """`make_run`, as `runs` has made `micro`."""
+    return make_run(root, runs, name, *words, settings=f"ppo.export_merged=true {settings}")
 
 
 def said(launched: "subprocess.Popen[str]") -> str:

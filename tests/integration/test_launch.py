@@ -1,10 +1,8 @@
 """Stages on two processes, launched by make as a user does, and what becomes of them when a rank fails."""
 
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from safetensors.torch import load_file
 from rlhf import checkpoints
 from rlhf.artifacts import require
 from rlhf.tracking import read_metrics
-from tests.integration.micro import CONFIG, assert_same_results, copy_stages
+from tests.integration.micro import assert_same_results, copy_stages, make_run
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("deepspeed")
@@ -24,24 +22,6 @@ pytest.importorskip("deepspeed")
 HANG_SECONDS = 600
 ENDS_WITHIN_SECONDS = 60
 """How long the ranks that are left may take to end."""
-
-
-def launch(root: Path, runs: Path, name: str, *variables: str, settings: str = "") -> "subprocess.Popen[str]":
-    """`make ppo` on two processes; what it says goes to one pipe."""
-    outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
-    environment = {key: value for key, value in os.environ.items() if key not in outer}
-    return subprocess.Popen(
-        [
-            *("make", "ppo", "VENV=none", f"PYTHON={sys.executable}", f"CONFIG={CONFIG}", f"RUN={name}"),
-            f"SET=run.folder={runs} tracking.wandb=off {settings}",
-            *variables,
-        ],
-        cwd=root,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 def wait_for_rows(make: "subprocess.Popen[str]", run: Path, count: int) -> None:
@@ -73,7 +53,7 @@ def _rank_of(process: psutil.Process) -> str:
 def launched(root: Path, runs: Path) -> str:
     """What the run `launched` said, on two processes under ZeRO-3, left alone."""
     copy_stages(runs / "micro", runs / "launched")
-    make = launch(root, runs, "launched", "GPUS=2", "ZERO=3", settings="ppo.export_merged=true")
+    make = make_run(root, runs, "launched", "ppo", "GPUS=2", "ZERO=3", settings="ppo.export_merged=true")
     return make.communicate(timeout=HANG_SECONDS)[0]
 
 
@@ -94,7 +74,7 @@ def test_a_preempted_team_saves_ends_and_goes_on_to_the_bit(launched: str, root:
     assert launched
     copy_stages(runs / "micro", runs / "preempted")
     common = ("GPUS=2", "ZERO=3")
-    make = launch(root, runs, "preempted", *common, settings="ppo.export_merged=true")
+    make = make_run(root, runs, "preempted", "ppo", *common, settings="ppo.export_merged=true")
     wait_for_rows(make, runs / "preempted", 2)
     launcher(make).send_signal(signal.SIGTERM)
     output, _ = make.communicate(timeout=HANG_SECONDS)
@@ -103,7 +83,7 @@ def test_a_preempted_team_saves_ends_and_goes_on_to_the_bit(launched: str, root:
     assert "Error 75" in output  # make's own status is 2
     assert not re.search("Traceback|lost|killed", output)
     assert checkpoints.latest(runs / "preempted" / "ppo") is not None
-    make = launch(root, runs, "preempted", *common, settings="ppo.export_merged=true")
+    make = make_run(root, runs, "preempted", "ppo", *common, settings="ppo.export_merged=true")
     output, _ = make.communicate(timeout=HANG_SECONDS)
     assert make.returncode == 0, output
     assert_same_results(runs / "launched", runs / "preempted", "ppo")
@@ -112,7 +92,7 @@ def test_a_preempted_team_saves_ends_and_goes_on_to_the_bit(launched: str, root:
 def test_rank_0_saves_though_it_waits_for_a_rank_that_is_stopped(root: Path, runs: Path) -> None:
     copy_stages(runs / "micro", runs / "stopped")
     endless = "ppo.num_iterations=1000 ppo.checkpoint_every_iterations=1000 ppo.evaluation.every_iterations=0"
-    make = launch(root, runs, "stopped", "GPUS=2", "ZERO=2", settings=endless)
+    make = make_run(root, runs, "stopped", "ppo", "GPUS=2", "ZERO=2", settings=endless)
     wait_for_rows(make, runs / "stopped", 3)
     first, other = rank_process(make, 0), rank_process(make, 1)
     other.suspend()
@@ -132,7 +112,7 @@ def test_rank_0_saves_though_it_waits_for_a_rank_that_is_stopped(root: Path, run
 
 def test_when_a_rank_is_killed_the_other_ends_and_the_rank_is_named(root: Path, runs: Path) -> None:
     copy_stages(runs / "micro", runs / "killed")
-    make = launch(root, runs, "killed", "GPUS=2", "ZERO=2", settings="ppo.num_iterations=1000")
+    make = make_run(root, runs, "killed", "ppo", "GPUS=2", "ZERO=2", settings="ppo.num_iterations=1000")
     wait_for_rows(make, runs / "killed", 3)
     rank_process(make, 1).send_signal(signal.SIGKILL)
     output, _ = make.communicate(timeout=ENDS_WITHIN_SECONDS)
@@ -143,7 +123,7 @@ def test_when_a_rank_is_killed_the_other_ends_and_the_rank_is_named(root: Path, 
 
 def test_what_all_ranks_refuse_is_said_once_and_before_anything_loads(root: Path, runs: Path) -> None:
     copy_stages(runs / "micro", runs / "refused")
-    make = launch(root, runs, "refused", "GPUS=2", "ZERO=3", settings="model.precision=nf4")
+    make = make_run(root, runs, "refused", "ppo", "GPUS=2", "ZERO=3", settings="model.precision=nf4")
     output, _ = make.communicate(timeout=HANG_SECONDS)
     assert make.returncode == 2
     assert output.count("an nf4 base cannot be cut over ranks") == 1
