@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.workloads import MEMORY_SHAPE, PPO_WORKLOADS, REWARD_WORKLOADS, SHAPES, SPEED_SHAPES
-from rlhf.errors import UserError, run_command
+from rlhf.commands.process import run_command
+from rlhf.errors import UserError
 
 if TYPE_CHECKING:
     from benchmarks.suite import Options

@@ -16,9 +16,11 @@ from reward.data import Group
 from reward.loss import Pair, ranked_pairs
 from reward.model import ROLE, RewardCard, base_identity, score_sequences
 from reward.publish import write_model
-from rlhf.artifacts import StageRun, require
-from rlhf.backbone import Backbone, init_head
-from rlhf.config import LoraSettings, Recipe, load_recipe, write_yaml
+from rlhf.model.backbone import Backbone, init_head
+from rlhf.runs.stage import StageRun, require
+from rlhf.settings.groups import LoraSettings
+from rlhf.settings.recipe import Recipe, load_recipe
+from rlhf.settings.yaml_files import write_yaml
 
 DATA_SEED = 1234
 RECIPE, GROUPS = "recipe.yaml", "groups.json"

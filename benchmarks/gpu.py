@@ -23,7 +23,8 @@ from benchmarks.gpu_report import markdown
 from benchmarks.machine import describe_code, describe_machine
 from benchmarks.race import ROOT, alone_in, environment
 from benchmarks.workloads import PPOWorkload
-from rlhf.errors import UserError, run_command
+from rlhf.commands.process import run_command
+from rlhf.errors import UserError
 
 CASE = ("-m", "benchmarks.gpu_case")
 """What Python is told to run for a case."""

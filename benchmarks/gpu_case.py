@@ -15,8 +15,9 @@ from benchmarks.gpu_memory import is_out_of_memory
 from benchmarks.gpu_plan import Answer, Case
 from benchmarks.peer_install import install_peer
 from benchmarks.suite import Options, race_ppo
-from rlhf.errors import UserError, run_command
-from rlhf.manifest import json_value, package_versions
+from rlhf.commands.process import run_command
+from rlhf.errors import UserError
+from rlhf.runs.manifest import json_value, package_versions
 
 _PEER_NEEDS = ("datasets", "accelerate")
 """Beside what we need too; TRL itself is installed where only its own process sees it."""

@@ -21,9 +21,9 @@ from benchmarks.gpu_plan import Case
 from ppo.models import POLICY, VALUE
 from ppo.rollout import PromptSet, response_logprobs, score_tokens
 from reward.model import ROLE
-from rlhf.backbone import Backbone
-from rlhf.rollouts import Rollouts
-from rlhf.sampling import sample
+from rlhf.model.backbone import Backbone
+from rlhf.sampling.local import sample
+from rlhf.sampling.rollouts import Rollouts
 
 # Shapes: B rollouts, T response tokens, N response tokens of all rollouts.
 

@@ -17,8 +17,8 @@ from benchmarks.gpu_models import ppo_settings, random_base, random_prompts
 from benchmarks.gpu_plan import Case, LlamaShape
 from benchmarks.laps import clock
 from ppo.models import POLICY
-from rlhf.backbone import REFERENCE, Backbone
-from rlhf.sampling import sample
+from rlhf.model.backbone import REFERENCE, Backbone
+from rlhf.sampling.local import sample
 
 _COPY_BYTES = {"cuda": 2**32, "cpu": 2**26}
 _NUM_COPIES = 10

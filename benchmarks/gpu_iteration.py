@@ -80,7 +80,7 @@ def iterate(engine: Engine, prompts: PromptSet, iteration: int) -> dict[str, Any
     values_BT = score_values(backbone, sampled.rollouts, settings)
     batch, _ = experience(sampled, values_BT, settings, kl_coefficient=settings.kl.coefficient)
     phases.end("scoring")
-    figures = updater.update(batch, iteration=iteration)
+    metrics = updater.update(batch, iteration=iteration)
     phases.end("training")
     assert tuple(phases.seconds) == PHASES, "the stage no longer samples by the name that is listened to"
     return {
@@ -88,7 +88,7 @@ def iterate(engine: Engine, prompts: PromptSet, iteration: int) -> dict[str, Any
         "peak_mib": phases.peak_mib,
         "reserved_mib": phases.reserved_mib,
         "response_tokens": int(sampled.rollouts.response_lengths_B.sum()),
-        "figures": figures,
+        "figures": metrics,
     }
 
 

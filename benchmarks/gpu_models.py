@@ -25,9 +25,9 @@ from ppo.models import POLICY, VALUE, AdapterReward
 from ppo.rollout import PromptSet
 from ppo.update import Updater
 from reward.model import ROLE, RewardCard, RewardModel
-from rlhf.backbone import Backbone, init_head, quiet_transformers
-from rlhf.config import LoraSettings, ModelSettings, Precision, SamplingSettings, SourceSettings
-from rlhf.precision import load_options, settle
+from rlhf.model.backbone import Backbone, init_head, quiet_transformers
+from rlhf.model.quantization import load_options, settle
+from rlhf.settings.groups import LoraSettings, ModelSettings, Precision, SamplingSettings, SourceSettings
 
 _FIRST_WORD = 3
 """Ids before it are padding, beginning and unknown."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from benchmarks.workloads import Layers, PPOWorkload, Shape
-from rlhf.config import Precision
-from rlhf.manifest import Record
+from rlhf.runs.manifest import Record
+from rlhf.settings.groups import Precision
 
 PARTS = ("correctness", "decode", "race", "memory-7b", "largest", "iteration")
 Status = Literal["done", "failed", "out of memory", "out of time", "left out"]

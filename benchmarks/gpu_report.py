@@ -75,8 +75,8 @@ def _decode(done: Sequence[Outcome]) -> str:
                 rows.append([*start, "out of memory", "", "", "", ""])
                 continue
             step, floor = cell["seconds_per_step"], cell["floor_seconds_per_step"]
-            figures = [f"{cell['tokens_per_second']:,.0f}", f"{step * 1e3:.2f}", f"{floor * 1e3:.2f}"]
-            rows.append([*start, *figures, f"{floor / step:.0%}", "yes" if cell["captured"] else "no"])
+            metrics = [f"{cell['tokens_per_second']:,.0f}", f"{step * 1e3:.2f}", f"{floor * 1e3:.2f}"]
+            rows.append([*start, *metrics, f"{floor / step:.0%}", "yes" if cell["captured"] else "no"])
         columns = ["shape", "role", "batch", "tokens/s", "ms a step", "floor ms", "of the floor", "captured"]
         texts.append(
             f"{table(columns, rows)}\n\n{result['parameters'] / GIGA:.2f} billion parameters; prompts of "

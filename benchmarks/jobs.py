@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from benchmarks.workloads import Layers
-from rlhf.manifest import Record
+from rlhf.runs.manifest import Record
 
 
 class Job(Record):
@@ -83,7 +83,7 @@ class Result(Record):
     """Length of every response that was sampled, its EOS included."""
     num_ended: int = 0
     """Responses that ended with EOS."""
-    figures: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     """Held-out figures of a reward model."""
     snapshots: list[Snapshot] = []
 
@@ -112,7 +112,7 @@ class CurvePoint(Record):
     """Mean gold score of responses to the held-out prompts."""
     kl_nats: float
     """KL(policy ‖ reference) in nats per response: mean summed k1 over the same responses."""
-    figures: dict[str, float]
+    metrics: dict[str, float]
     """Everything that the evaluator says of these responses."""
     golds: list[float] = []
     """Gold score of the response to every held-out prompt, in the same order at every point."""

@@ -14,7 +14,7 @@ from ppo.config import PPOSettings
 from ppo.evaluate import Evaluator
 from ppo.models import POLICY
 from ppo.train import PPO
-from rlhf.backbone import REFERENCE
+from rlhf.model.backbone import REFERENCE
 
 
 def judge(job: Job, result: Result) -> Curve:
@@ -40,16 +40,16 @@ def judge(job: Job, result: Result) -> Curve:
 def _point(
     evaluator: Evaluator, role: str, *, iteration: int, num_samples: int, wall: float, cpu: float
 ) -> CurvePoint:
-    measured = evaluator.measure(role)
-    figures = measured.figures
+    measured = evaluator.evaluate(role)
+    metrics = measured.metrics
     return CurvePoint(
         iteration=iteration,
         num_samples=num_samples,
         wall_seconds=wall,
         cpu_seconds=cpu,
-        gold=figures["gold_mean"],
-        kl_nats=figures["kl_nats_per_response"],
-        figures=figures,
+        gold=metrics["gold_mean"],
+        kl_nats=metrics["kl_nats_per_response"],
+        metrics=metrics,
         golds=measured.gold or [],
         kls_nats=measured.sampled.kl_B.tolist(),
     )

@@ -18,7 +18,7 @@ from labeling.items import Item
 from labeling.labels import read_labels
 from labeling.policy import Policy
 from labeling.project import NewItem, Project
-from rlhf.errors import run_command
+from rlhf.commands.process import run_command
 
 ROOT = Path(__file__).resolve().parents[1]
 

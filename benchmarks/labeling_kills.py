@@ -21,7 +21,7 @@ from labeling.labels import read_labels
 from labeling.policy import Policy
 from labeling.project import NewItem, Project
 from labeling.tables import events
-from rlhf.errors import run_command
+from rlhf.commands.process import run_command
 
 OVERLAP = 2
 LEASE_SECONDS = 5.0

@@ -23,7 +23,7 @@ from benchmarks.statistics import quantile
 from labeling.items import Item
 from labeling.policy import Policy
 from labeling.project import NewItem, Project
-from rlhf.errors import run_command
+from rlhf.commands.process import run_command
 
 Taken = tuple[float, float]
 """Milliseconds by the clock, and of the processor."""

@@ -20,8 +20,9 @@ from benchmarks.machine import describe_code, describe_machine
 from benchmarks.peer_install import install_peer
 from benchmarks.race import OUR_PPO, PEER_PPO, ROOT, Racer, alone_in, environment, run_racer, with_seed
 from benchmarks.workloads import WHAT_BOTH_CAN, Layers, adapted_layers, racer_pairs
-from rlhf.config import load_recipe
-from rlhf.errors import UserError, run_command
+from rlhf.commands.process import run_command
+from rlhf.errors import UserError
+from rlhf.settings.recipe import load_recipe
 
 STAGES = (
     ("labeling", "demonstrations"),

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rlhf.manifest import git_state
+from rlhf.runs.manifest import git_state
 
 
 def describe_machine() -> dict[str, Any]:

@@ -19,8 +19,8 @@ from ppo.config import PPOSettings
 from ppo.models import POLICY, VALUE
 from ppo.rollout import Sampled
 from ppo.train import PPO
-from rlhf.manifest import package_versions
-from rlhf.tracking import Tracker
+from rlhf.runs.manifest import package_versions
+from rlhf.runs.tracking import Tracker
 
 PARTS = (
     (ppo.rollout, "sample", "sampling"),

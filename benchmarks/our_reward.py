@@ -13,10 +13,10 @@ from benchmarks.laps import Laps
 from benchmarks.memory import PeakMemory
 from benchmarks.racer import race, read_recipe
 from reward.config import RewardSettings
-from reward.evaluate import measure
+from reward.evaluate import evaluate
 from reward.trainer import Trainer
-from rlhf.backbone import Backbone
-from rlhf.manifest import package_versions
+from rlhf.model.backbone import Backbone
+from rlhf.runs.manifest import package_versions
 
 
 def run(job: Job) -> Result:
@@ -34,7 +34,7 @@ def run(job: Job) -> Result:
         laps.lap()
     laps.close()
     trained = memory.take()
-    figures = measure(
+    metrics = evaluate(
         held_out, trainer.score_groups(held_out), tie_margin=settings.tie_margin, gold=None, seed=0
     )
     return Result(
@@ -49,7 +49,7 @@ def run(job: Job) -> Result:
         ),
         trainable_parameters={"reward": sum(p.numel() for p in trainer.named.values())},
         versions=package_versions(),
-        figures=figures,
+        metrics=metrics,
     )
 
 

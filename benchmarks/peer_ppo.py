@@ -22,8 +22,8 @@ from benchmarks.peer_settings import linear_names, peer_arguments, peer_lora
 from benchmarks.racer import race, read_recipe
 from benchmarks.snapshots import Snapshots
 from ppo.config import PPOSettings
-from rlhf.backbone import quiet_transformers
-from rlhf.manifest import package_versions
+from rlhf.model.backbone import quiet_transformers
+from rlhf.runs.manifest import package_versions
 
 
 class Marks(TrainerCallback):

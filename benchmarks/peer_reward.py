@@ -20,10 +20,10 @@ from benchmarks.peer_settings import linear_names, peer_lora, reward_batching
 from benchmarks.racer import race, read_recipe
 from reward.config import RewardSettings
 from reward.data import Group
-from reward.evaluate import measure
+from reward.evaluate import evaluate
 from reward.model import pad_right
-from rlhf.backbone import quiet_transformers
-from rlhf.manifest import package_versions
+from rlhf.model.backbone import quiet_transformers
+from rlhf.runs.manifest import package_versions
 
 
 class Marks(TrainerCallback):
@@ -92,7 +92,7 @@ def run(job: Job) -> Result:
     trained = memory.take()
     peer: Any = trainer.model
     scores = score(peer, held_out, tokenizer.pad_token_id)
-    figures = measure(held_out, scores, tie_margin=None, gold=None, seed=0)
+    metrics = evaluate(held_out, scores, tie_margin=None, gold=None, seed=0)
     return Result(
         racer=job.racer,
         laps=laps.laps,
@@ -105,7 +105,7 @@ def run(job: Job) -> Result:
         ),
         trainable_parameters={"reward": sum(p.numel() for p in peer.parameters() if p.requires_grad)},
         versions=package_versions(),
-        figures=figures,
+        metrics=metrics,
     )
 
 

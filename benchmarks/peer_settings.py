@@ -12,8 +12,8 @@ from torch import nn
 
 from benchmarks.workloads import Layers, adapted_layers
 from ppo.config import PPOSettings
-from rlhf.config import LoraSettings
 from rlhf.errors import UserError
+from rlhf.settings.groups import LoraSettings
 
 PPO_DIFFERENCES = (
     "Models: the peer keeps a full copy for the value and one for the (merged) reward beside the "
@@ -24,7 +24,7 @@ PPO_DIFFERENCES = (
     "with all rows until the last has ended.",
     "Training: the peer's minibatches are as wide as the iteration's longest response, its heads see every "
     "position, and its layers are transformers' and PEFT's; ours computes no padding, its heads and the last "
-    "layer's feed-forward see what predicts response tokens, and its layers are rlhf/fused.py.",
+    "layer's feed-forward see what predicts response tokens, and its layers are rlhf/model/layers/llama.py.",
     "Text: ours decodes every response for scorers that may want it; the peer does not.",
     "Gradient norm: ours clips it, at 1; the peer never does.",
     "Score: the peer puts it on the token after the EOS, where there is one, and its value loss covers "

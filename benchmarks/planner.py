@@ -24,8 +24,10 @@ from typing import Any, cast
 
 from benchmarks.machine import describe_code, describe_machine
 from benchmarks.memory import PeakMemory
-from rlhf.config import Recipe, load_recipe, write_yaml
-from rlhf.errors import UserError, run_command
+from rlhf.commands.process import run_command
+from rlhf.errors import UserError
+from rlhf.settings.recipe import Recipe, load_recipe
+from rlhf.settings.yaml_files import write_yaml
 
 SHAPES: dict[str, dict[str, Any]] = {
     "weights": {
@@ -147,7 +149,7 @@ def run_iteration(name: str, device: str, peak: PeakMemory | None = None) -> dic
     from ppo.models import POLICY, build_roles
     from ppo.rollout import PromptSet, collect, experience, score_values
     from ppo.update import Updater
-    from rlhf.backbone import Backbone
+    from rlhf.model.backbone import Backbone
 
     until: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:

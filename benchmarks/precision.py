@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rlhf.backbone import REFERENCE, Backbone
-from rlhf.config import LoraSettings, ModelSettings, Precision, SamplingSettings
-from rlhf.rollouts import Rollouts, from_lists
-from rlhf.sampling import sample
+from rlhf.model.backbone import REFERENCE, Backbone
+from rlhf.sampling.local import sample
+from rlhf.sampling.rollouts import Rollouts, from_lists
+from rlhf.settings.groups import LoraSettings, ModelSettings, Precision, SamplingSettings
 
 # Shapes: B rollouts, T response tokens.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.jobs import Job, Result
-from rlhf.locks import Locks
+from rlhf.runs.locks import Locks
 
 ROOT = Path(__file__).resolve().parents[1]
 OUR_PPO, PEER_PPO = "benchmarks.our_ppo", "benchmarks.peer_ppo"

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.jobs import Job, Result
-from rlhf.config import Recipe, load_recipe
+from rlhf.settings.recipe import Recipe, load_recipe
 
 
 def race(run: Callable[[Job], Result], argv: Sequence[str]) -> int:

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from benchmarks.jobs import Job, Snapshot
 from benchmarks.laps import Laps
-from rlhf.backbone import Backbone
+from rlhf.model.backbone import Backbone
 
 _PREFIX = "base_model.model."
 

@@ -13,7 +13,7 @@ from benchmarks.race import OUR_PPO, OUR_REWARD, PEER_PPO, PEER_REWARD, Racer, R
 from benchmarks.report import markdown
 from benchmarks.summary import summarize
 from benchmarks.workloads import Layers, PPOWorkload, RewardWorkload, Shape, racer_pairs
-from rlhf.config import load_recipe
+from rlhf.settings.recipe import load_recipe
 
 
 @dataclass(frozen=True)

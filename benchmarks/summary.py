@@ -41,7 +41,7 @@ def racer_summary(results: Sequence[Result]) -> dict[str, Any]:
         "versions": first.versions,
         "lengths": lengths_summary(results),
         "breakdown": breakdown(results),
-        "figures": {key: median(r.figures[key] for r in results) for key in first.figures},
+        "figures": {key: median(r.metrics[key] for r in results) for key in first.metrics},
     }
 
 

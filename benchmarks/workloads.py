@@ -6,7 +6,7 @@ Nothing here loads a library: a workload is a set of numbers.
 from collections.abc import Sequence
 from typing import Literal
 
-from rlhf.manifest import Record
+from rlhf.runs.manifest import Record
 
 Layers = Literal["all layers", "top half"]
 """Where all adapters sit: in every layer, or in the upper half of them."""

@@ -19,8 +19,9 @@ from labeling.project import NewItem, Project
 from labeling.screen.app import LabelerApp
 from labeling.session import Session, new_submission
 from labeling.workplace import Workplace
-from rlhf.errors import UserError, run_command
-from rlhf.records import Rank
+from rlhf.commands.process import run_command
+from rlhf.data.records import Rank
+from rlhf.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"

@@ -13,12 +13,14 @@ from labeling import commands
 from labeling.config import DemonstrationsSettings, LabelingSettings, RankingsSettings, SamplesSettings
 from labeling.constitution.config import ConstitutionSettings
 from labeling.constitution.stages import STAGES, Name, run
-from rlhf.artifacts import StageRun, require, sha256_file
-from rlhf.command import Sections, add_clean, command_parser, load
-from rlhf.config import ModelSettings, Recipe, RunSettings, Settings
-from rlhf.errors import UserError, run_command
-from rlhf.scorers import scorer_fingerprint
-from rlhf.sources import source_fingerprints
+from rlhf.commands.arguments import Sections, add_clean, command_parser, load
+from rlhf.commands.process import run_command
+from rlhf.data.scorers import scorer_fingerprint
+from rlhf.data.sources import source_fingerprints
+from rlhf.errors import UserError
+from rlhf.runs.stage import StageRun, require, sha256_file
+from rlhf.settings.groups import ModelSettings, RunSettings, Settings
+from rlhf.settings.recipe import Recipe
 
 RECIPE_COMMANDS = {
     "demonstrations": "continuations by the base model, cut after a sentence, for `make sft`",

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from labeling.judgements import implied_pairs
 from labeling.labels import Label
-from rlhf.evaluation import Estimate
+from rlhf.statistics.evaluation import Estimate
 
 # Shapes: N items, U units (pairs of completions), L labelers, C = 3 values, F features, B resamples.
 

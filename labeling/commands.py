@@ -295,7 +295,7 @@ def _simulate_arguments(parser: argparse.ArgumentParser) -> None:
 def _simulate(arguments: argparse.Namespace) -> int:
     from labeling.project import Project
     from labeling.simulate import Script, simulate
-    from rlhf.scorers import load_scorer
+    from rlhf.data.scorers import load_scorer
 
     if not 0 <= arguments.error_rate <= 0.5:
         raise UserError("an error rate lies between 0 and 0.5", where="--error-rate", fix="Give another.")
@@ -335,7 +335,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 def _export(arguments: argparse.Namespace) -> int:
     from labeling.export import ExportOptions, export
     from labeling.project import Project
-    from rlhf.manifest import MANIFEST
+    from rlhf.runs.manifest import MANIFEST
 
     options = ExportOptions(
         shape=arguments.shape,

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from labeling.constitution.config import ConstitutionSettings
-from rlhf.config import LengthSettings, SamplingSettings, Settings, SourceSettings, setting
+from rlhf.settings.groups import LengthSettings, SamplingSettings, Settings, SourceSettings, setting
 
 
 class DemonstrationsSettings(Settings):

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.stats import kendalltau
 
 from labeling.judgements import competition_ranks, implied_pairs
-from rlhf.records import FAILED, Rank
+from rlhf.data.records import FAILED, Rank
 
 # Shapes: K completions.
 

@@ -17,9 +17,10 @@ from labeling.items import Item, read_items
 from labeling.policy import Policy
 from labeling.project import ItemKind, NewItem, Project
 from labeling.scoring import read_uncertainty
-from rlhf.accounts import Account
-from rlhf.config import SourceSettings, load_recipe
+from rlhf.data.counts import RecordCounts
 from rlhf.errors import UserError
+from rlhf.settings.groups import SourceSettings
+from rlhf.settings.recipe import load_recipe
 
 _SUFFIXES = (".json", ".jsonl", ".csv")
 
@@ -158,10 +159,10 @@ def _sampled(sampling: Sampling) -> list[Item]:
         )
     from labeling.mixture import arms_of, sample_items  # torch loads only when there is something to sample
 
-    account = Account()
+    counts = RecordCounts()
     arms = arms_of(recipe, sampling.models, sampling.temperatures or (settings.sampling.temperature,))
-    items = sample_items(recipe, settings, arms, account)
-    account.print("samples")
+    items = sample_items(recipe, settings, arms, counts)
+    counts.print("samples")
     return items
 
 

@@ -17,8 +17,8 @@ from labeling.labels import Label, read_labels
 from labeling.ledger import Event, record
 from labeling.project import Project, StoredItem
 from labeling.tables import events, items
+from rlhf.data.records import Rank
 from rlhf.errors import UserError
-from rlhf.records import Rank
 
 MAX_ID = 2**63 - 1
 

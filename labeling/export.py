@@ -20,11 +20,11 @@ from labeling.judgements import implied_pairs
 from labeling.labels import Label, read_labels
 from labeling.project import Project, StoredItem
 from labeling.tables import events
+from rlhf.data.exports import ExportManifest
+from rlhf.data.records import Comparison, Rank, Ranking, Turns, to_json
 from rlhf.errors import UserError
-from rlhf.exports import ExportManifest
-from rlhf.manifest import MANIFEST, json_value
-from rlhf.records import Comparison, Rank, Ranking, Turns, to_json
-from rlhf.storage import sha256_file, storing, write_atomic
+from rlhf.runs.files import sha256_file, storing, write_atomic
+from rlhf.runs.manifest import MANIFEST, json_value
 
 Shape = Literal["rankings", "pairs"]
 Which = Literal["consensus", "all"]

@@ -18,13 +18,13 @@ from labeling.ledger import Event, record, work_of
 from labeling.policy import Policy
 from labeling.project import NewItem, Project, add_items, enter_labeler
 from labeling.tables import events, items
-from rlhf.config import SourceSettings
+from rlhf.data.columns import UnusableRowError
+from rlhf.data.readers import COLUMNAR, file_rows, parse_json
+from rlhf.data.records import Comparison, Prompt, Rank, Ranking
+from rlhf.data.schemas import PROMPTS, Plan
+from rlhf.data.sources import read_rankings
 from rlhf.errors import UserError
-from rlhf.fields import UnusableRowError
-from rlhf.records import Comparison, Prompt, Rank, Ranking
-from rlhf.rows import COLUMNAR, file_rows, parse_json
-from rlhf.shapes import PROMPTS, Plan
-from rlhf.sources import read_rankings
+from rlhf.settings.groups import SourceSettings
 
 FIRST_BETTER, TIED, SECOND_BETTER = (1, 2), (1, 1), (2, 1)
 
@@ -112,7 +112,7 @@ def judged_pairs(path: Path, columns: JudgeColumns) -> list[ForeignLabel]:
         except UnusableRowError as unusable:
             raise UserError(unusable.reason, where=f"{path}, {where}", fix="Remove the row.") from None
         except UserError as error:
-            raise UserError(error.what, where=f"{path}, {where}", fix=error.fix) from None
+            raise error.at(f"{path}, {where}") from None
     return found
 
 
@@ -224,4 +224,4 @@ def _name(name: str, where: str) -> str:
     try:
         return labeler_name(name)
     except UserError as error:
-        raise UserError(error.what, where=where, fix=error.fix) from None
+        raise error.at(where) from None

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rlhf.data.columns import Columns, UnusableRowError
+from rlhf.data.readers import file_rows, parse_json
+from rlhf.data.records import Prompt, Turns, prompt_key, to_json
 from rlhf.errors import UserError
-from rlhf.fields import Fields, UnusableRowError
-from rlhf.records import Prompt, Turns, prompt_key, to_json
-from rlhf.rows import file_rows, parse_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def read_items(path: Path) -> list[Item]:
         try:
             items.append(_item(parse_json(content)))
         except UserError as error:
-            raise UserError(error.what, where=f"{path}, {where}", fix=error.fix) from None
+            raise error.at(f"{path}, {where}") from None
         except UnusableRowError as error:
             raise UserError(error.reason, where=f"{path}, {where}", fix="Leave this row out.") from None
     if not items:
@@ -105,7 +105,7 @@ def _item(row: Any) -> Item:
     fix = 'Write every line as {"prompt": "…", "completions": ["…", "…"]}.'
     if not isinstance(row, dict) or not {"prompt", "completions"} <= row.keys():
         raise UserError("this is not a prompt with completions", fix=fix)
-    fields = Fields(row)
+    fields = Columns(row)
     ended = row.get("ended")
     if ended is not None and not (isinstance(ended, list) and all(isinstance(end, bool) for end in ended)):
         raise UserError("`ended` is not a list of true and false", fix=fix)

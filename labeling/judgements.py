@@ -7,8 +7,8 @@ from itertools import combinations
 from typing import Any
 
 from labeling.policy import Policy
+from rlhf.data.records import FAILED, Comparison, Rank, Turns
 from rlhf.errors import UserError
-from rlhf.records import FAILED, Comparison, Rank, Turns
 
 MAX_NOTE_CHARACTERS = 10_000
 SCORES = range(1, 8)

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Row, Select, select
 from labeling.judgements import Judgement
 from labeling.project import ItemKind, Project
 from labeling.tables import events, items, labelers, work
-from rlhf.records import Comparison, Rank
+from rlhf.data.records import Comparison, Rank
 
 
 @dataclass(frozen=True)

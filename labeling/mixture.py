@@ -10,11 +10,11 @@ from pathlib import Path
 from labeling.config import SamplesSettings
 from labeling.items import Item
 from labeling.sample import SAMPLE_NOISE, draw, load_everywhere
-from rlhf.accounts import Account
-from rlhf.artifacts import require
-from rlhf.config import Recipe
+from rlhf.data.counts import RecordCounts
+from rlhf.data.records import Turns, prompt_key
 from rlhf.errors import UserError
-from rlhf.records import Turns, prompt_key
+from rlhf.runs.stage import require
+from rlhf.settings.recipe import Recipe
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def arms_of(recipe: Recipe, models: Sequence[str], temperatures: Sequence[float]
 
 
 def sample_items(
-    recipe: Recipe, settings: SamplesSettings, arms: Sequence[Arm], account: Account
+    recipe: Recipe, settings: SamplesSettings, arms: Sequence[Arm], counts: RecordCounts
 ) -> list[Item]:
     """K completions of every prompt, shared out evenly among the arms; an arm more if K does not divide.
 
@@ -70,7 +70,7 @@ def sample_items(
             fix=f"Ask for {len(arms)} completions at least (at most 9), or name fewer.",
         )
     drawn = [
-        _drawn(recipe, settings, arm, account, num_texts=num // len(arms) + (k < num % len(arms)), place=k)
+        _drawn(recipe, settings, arm, counts, num_texts=num // len(arms) + (k < num % len(arms)), place=k)
         for k, arm in enumerate(arms)
     ]
     items = []
@@ -91,7 +91,7 @@ def sample_items(
 
 
 def _drawn(
-    recipe: Recipe, settings: SamplesSettings, arm: Arm, account: Account, *, num_texts: int, place: int
+    recipe: Recipe, settings: SamplesSettings, arm: Arm, counts: RecordCounts, *, num_texts: int, place: int
 ) -> dict[str, tuple[str | Turns, tuple[str, ...], tuple[bool, ...]]]:
     """Prompt key → prompt, texts, whether each ended by itself; a prompt that is there twice counts once."""
     sampling = settings.sampling.model_copy(update={"temperature": arm.temperature})
@@ -99,7 +99,7 @@ def _drawn(
     model = recipe.model.model_copy(update={"path": arm.path, "scratch": None})
     revision = recipe.model.revision if arm.path == recipe.model.path else None
     backbones = load_everywhere(arm.path, recipe.run, settings=model, revision=revision)
-    own = account if place == 0 else Account()  # every arm reads the same prompts: they count once
+    own = counts if place == 0 else RecordCounts()  # every arm reads the same prompts: they count once
     return {
         prompt_key(each.prompt.prompt): (each.prompt.prompt, each.texts, each.ended)
         for each in draw(

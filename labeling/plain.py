@@ -17,9 +17,9 @@ from labeling.judgements import Judgement, Task
 from labeling.session import new_submission
 from labeling.testimony import testimony
 from labeling.workplace import Standing, Workplace
-from rlhf.chat import prompt_text
+from rlhf.data.records import FAILED, Rank
 from rlhf.errors import UserError
-from rlhf.records import FAILED, Rank
+from rlhf.model.chat import prompt_text
 
 COMMANDS = """\
   2 1 F 3        a rank for each answer, in their order; 1 is best, equal ranks tie, F is failed; submits

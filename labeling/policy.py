@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from rlhf.config import Settings, setting
+from rlhf.settings.groups import Settings, setting
 
 
 class Policy(Settings):

@@ -20,8 +20,8 @@ from labeling.judgements import competition_ranks, dumps
 from labeling.policy import Policy
 from labeling.schema import version_of
 from labeling.tables import items, labelers, queue, settings, tokens
+from rlhf.data.records import Message, Rank, Turns, prompt_key
 from rlhf.errors import UserError
-from rlhf.records import Message, Rank, Turns, prompt_key
 
 ItemKind = Literal["item", "gold", "qualification"]
 MAX_COMPLETIONS = 9

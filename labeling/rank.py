@@ -8,13 +8,13 @@ from pathlib import Path
 
 from labeling.config import RankingsSettings
 from labeling.items import Item, read_items
-from rlhf.artifacts import StageRun
-from rlhf.chat import prompt_text
-from rlhf.config import Recipe
-from rlhf.evaluation import Estimate, pair_accuracy
-from rlhf.records import Ranking, prompt_key, write_jsonl
-from rlhf.scorers import load_scorer
-from rlhf.tracking import print_result
+from rlhf.data.records import Ranking, prompt_key, write_jsonl
+from rlhf.data.scorers import load_scorer
+from rlhf.model.chat import prompt_text
+from rlhf.runs.stage import StageRun
+from rlhf.runs.tracking import print_result
+from rlhf.settings.recipe import Recipe
+from rlhf.statistics.evaluation import Estimate, pair_accuracy
 
 RANKINGS = "rankings.jsonl"
 

@@ -16,9 +16,9 @@ from labeling.harmless import harmless, harmless_line
 from labeling.project import Project
 from labeling.status import LabelerStatus, Status
 from labeling.testimony import letter
-from rlhf.chat import prompt_text
-from rlhf.evaluation import Estimate
-from rlhf.tracking import print_result
+from rlhf.model.chat import prompt_text
+from rlhf.runs.tracking import print_result
+from rlhf.statistics.evaluation import Estimate
 
 _PLAIN_WIDTH = 110
 UNDETERMINED = "not determined"

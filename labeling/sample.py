@@ -15,18 +15,19 @@ import torch
 
 from labeling.config import DemonstrationsSettings, SamplesSettings
 from labeling.items import Item, write_items
-from rlhf.accounts import Account
-from rlhf.artifacts import StageRun, require
-from rlhf.backbone import REFERENCE, Backbone
-from rlhf.chat import check_room, encode_completion, encode_prompt, fit, length_fix, prompt_text
-from rlhf.config import ModelSettings, Recipe, RunSettings
-from rlhf.distributed import start_process
+from rlhf.data.counts import RecordCounts
+from rlhf.data.records import Demonstration, Prompt, prompt_key, write_jsonl
+from rlhf.data.sources import read_prompts
 from rlhf.errors import UserError
-from rlhf.records import Demonstration, Prompt, prompt_key, write_jsonl
-from rlhf.rollouts import responses_text
-from rlhf.sampling import sample
-from rlhf.sources import read_prompts
-from rlhf.tracking import Progress, print_result, progress
+from rlhf.model.backbone import REFERENCE, Backbone
+from rlhf.model.chat import check_room, encode_completion, encode_prompt, fit, length_fix, prompt_text
+from rlhf.parallel.start import start_process
+from rlhf.runs.stage import StageRun, require
+from rlhf.runs.tracking import Progress, print_result, progress
+from rlhf.sampling.local import sample
+from rlhf.sampling.rollouts import responses_text
+from rlhf.settings.groups import ModelSettings, RunSettings
+from rlhf.settings.recipe import Recipe
 
 DEMONSTRATIONS = "demonstrations.jsonl"
 SAMPLES = "samples.jsonl"
@@ -65,17 +66,15 @@ def make_demonstrations(recipe: Recipe, settings: DemonstrationsSettings, stage:
     backbones = load_everywhere(
         recipe.model.path, recipe.run, settings=recipe.model, revision=recipe.model.revision
     )
-    step, account = "labeling.demonstrations", Account()
+    step, counts = "labeling.demonstrations", RecordCounts()
     records: list[Demonstration] = []
-    for drawn in draw(
-        backbones, recipe, settings, account, num_texts=1, noise=DEMONSTRATION_NOISE, step=step
-    ):
+    for drawn in draw(backbones, recipe, settings, counts, num_texts=1, noise=DEMONSTRATION_NOISE, step=step):
         text = first_sentences(drawn.texts[0], settings.sentences)
         if text is None:
-            account.add(step, f"fewer than {settings.sentences} sentences")
+            counts.add(step, f"fewer than {settings.sentences} sentences")
         else:
             records.append(Demonstration(prompt=drawn.prompt.prompt, completion=text))
-    account.print("demonstrations")
+    counts.print("demonstrations")
     if not records:
         raise UserError(
             f"no continuation has {settings.sentences} sentences",
@@ -91,7 +90,7 @@ def make_demonstrations(recipe: Recipe, settings: DemonstrationsSettings, stage:
     stage.publish(
         {DEMONSTRATIONS: lambda path: write_jsonl(path, records)},
         metrics=metrics,
-        accounts={"prompts": account.to_json()},
+        accounts={"prompts": counts.to_json()},
     )
     rows = [
         ("demonstrations", f"{len(records):,}"),
@@ -111,7 +110,7 @@ def make_samples(recipe: Recipe, settings: SamplesSettings, stage: StageRun) -> 
     """
     sft = require(recipe.run_folder, "sft")
     backbones = load_everywhere(sft.path(), recipe.run, settings=recipe.model)
-    step, account, num_texts = "labeling.samples", Account(), settings.completions_per_prompt
+    step, counts, num_texts = "labeling.samples", RecordCounts(), settings.completions_per_prompt
     items = [
         Item(
             prompt=drawn.prompt.prompt,
@@ -120,16 +119,16 @@ def make_samples(recipe: Recipe, settings: SamplesSettings, stage: StageRun) -> 
             model=sft.artifact_sha256,
         )
         for drawn in draw(
-            backbones, recipe, settings, account, num_texts=num_texts, noise=SAMPLE_NOISE, step=step
+            backbones, recipe, settings, counts, num_texts=num_texts, noise=SAMPLE_NOISE, step=step
         )
     ]
-    account.print("samples")
+    counts.print("samples")
     ended = [end for item in items for end in item.ended or ()]
     metrics = {"items": len(items), "ended_ratio": sum(ended) / len(ended)}
     stage.publish(
         {SAMPLES: lambda path: write_items(path, items)},
         metrics=metrics,
-        accounts={"prompts": account.to_json()},
+        accounts={"prompts": counts.to_json()},
     )
     rows = [
         ("prompts, completions of each", f"{len(items):,}, {num_texts}"),
@@ -143,7 +142,7 @@ def draw(
     backbones: Sequence[Backbone],
     recipe: Recipe,
     settings: SamplerSettings,
-    account: Account,
+    counts: RecordCounts,
     *,
     num_texts: int,
     noise: int,
@@ -158,8 +157,8 @@ def draw(
     backbone = backbones[0]
     check_room(step, settings.length, settings.sampling, context=backbone.max_length)
     prompts, read = read_prompts(settings.prompts, seed=recipe.run.seed, run_folder=recipe.run_folder)
-    account.merge(read)
-    fitting = list(_fitting(backbone, prompts, settings, account, step=step))
+    counts.merge(read)
+    fitting = list(_fitting(backbone, prompts, settings, counts, step=step))
     if not fitting:
         fix = f"Lower `{step}.sampling.max_response_tokens`, or truncate (`{step}.length.over_length`)."
         raise UserError("no prompt leaves room for a response", where=step, fix=fix)
@@ -214,7 +213,12 @@ def first_sentences(text: str, num: int) -> str | None:
 
 
 def _fitting(
-    backbone: Backbone, prompts: Sequence[Prompt], settings: SamplerSettings, account: Account, *, step: str
+    backbone: Backbone,
+    prompts: Sequence[Prompt],
+    settings: SamplerSettings,
+    counts: RecordCounts,
+    *,
+    step: str,
 ) -> Iterator[tuple[Prompt, list[int]]]:
     """The prompts that leave room for the longest response, with their ids."""
     context = min(settings.length.max_tokens or backbone.max_length, backbone.max_length)
@@ -236,7 +240,7 @@ def _fitting(
             fix=fix,
         )
         if outcome != "kept":
-            account.add(step, "truncated" if outcome == "truncated" else "longer than the context")
+            counts.add(step, "truncated" if outcome == "truncated" else "longer than the context")
         if ids is not None:
             yield prompt, ids
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from labeling.items import Item
+from rlhf.data.columns import Columns
+from rlhf.data.readers import file_rows, parse_json
 from rlhf.errors import UserError
-from rlhf.fields import Fields
-from rlhf.rows import file_rows, parse_json
 
 _FORM = "Write it with: python -m reward score MODEL ITEMS SCORES."
 
@@ -27,7 +27,7 @@ def read_uncertainty(path: Path) -> dict[str, float]:
         try:
             key, scores = _scored(parse_json(content) if isinstance(content, bytes) else content)
         except UserError as error:
-            raise UserError(error.what, where=f"{path}, {where}", fix=error.fix) from None
+            raise error.at(f"{path}, {where}") from None
         found[key] = uncertainty(scores)
     return found
 
@@ -49,7 +49,7 @@ def _entropy_bits(margin: float) -> float:
 def _scored(row: Any) -> tuple[str, list[float]]:
     if not isinstance(row, dict) or not {"prompt", "completions", "raw_score"} <= row.keys():
         raise UserError("this is not a prompt with completions and raw scores", fix=_FORM)
-    fields, scores = Fields(row), row["raw_score"]
+    fields, scores = Columns(row), row["raw_score"]
     item = Item(prompt=fields.prompt(), completions=fields.completions())
     numbers = isinstance(scores, list) and all(
         isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)

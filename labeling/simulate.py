@@ -8,9 +8,9 @@ from labeling.judgements import Judgement, Task, dumps
 from labeling.project import Project
 from labeling.rank import ScriptedLabeler
 from labeling.session import Session
-from rlhf.chat import prompt_text
-from rlhf.records import prompt_key
-from rlhf.scorers import Scorer
+from rlhf.data.records import prompt_key
+from rlhf.data.scorers import Scorer
+from rlhf.model.chat import prompt_text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from labeling.labels import Label, read_labels
 from labeling.project import Project
 from labeling.strengths import Strength, bradley_terry
 from labeling.tables import events, queue, work
-from rlhf.evaluation import Estimate
+from rlhf.statistics.evaluation import Estimate
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from scipy.sparse.csgraph import connected_components
 from labeling.judgements import implied_pairs
 from labeling.labels import Label
 from labeling.project import StoredItem
-from rlhf.evaluation import Estimate
+from rlhf.statistics.evaluation import Estimate
 
 # Shapes: M models, N items, B resamples.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from labeling.harmless import harmless_line
 from labeling.judgements import Judgement, Task
-from rlhf.records import Rank
+from rlhf.data.records import Rank
 
 TOGETHER = "all"
 

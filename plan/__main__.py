@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rlhf.command import SHARED, Sections, command_parser, load
-from rlhf.config import Recipe
-from rlhf.errors import UserError, run_command
+from rlhf.commands.arguments import SHARED, Sections, command_parser, load
+from rlhf.commands.process import run_command
+from rlhf.errors import UserError
+from rlhf.settings.recipe import Recipe
 
 if TYPE_CHECKING:
     from plan.memory import Devices

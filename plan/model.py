@@ -18,10 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBa
 from transformers.pytorch_utils import Conv1D
 
 from plan.ledger import Ledger, Profile, extrapolated
-from rlhf.backbone import Backbone, check_model_path, quiet_transformers
-from rlhf.config import LoraSettings, ModelSettings, Precision
 from rlhf.errors import UserError
-from rlhf.trunk import decoder_layers
+from rlhf.model.backbone import Backbone, check_model_path, quiet_transformers
+from rlhf.model.layers.trunk import decoder_layers
+from rlhf.settings.groups import LoraSettings, ModelSettings, Precision
 from sft.scratch import model_config
 
 # Shapes: O and I are a linear layer's output and input features.

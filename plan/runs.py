@@ -21,9 +21,9 @@ from trl.kernels import chunked_logprob
 from trl.trainer import utils as trl_utils
 
 from plan.ledger import ACTIVATIONS, KV_CACHE, LOGITS, TRUNK, Ledger
-from rlhf.backbone import Backbone
-from rlhf.config import LoraSettings, SamplingSettings
-from rlhf.sampling import _Columns, _Drawn, _SlotLayer, fixed_shapes_pay
+from rlhf.model.backbone import Backbone
+from rlhf.sampling.local import _Columns, _Drawn, _SlotLayer, fixed_shapes_pay
+from rlhf.settings.groups import LoraSettings, SamplingSettings
 
 # Shapes: B sequences, L tokens of a sequence, N response tokens, H hidden size, S slots, P prompt tokens.
 

@@ -14,12 +14,13 @@ from plan.model import QUANTIZED, Sketch
 from plan.runs import Batch
 from ppo.config import PPOSettings
 from reward.config import RewardSettings
-from rlhf.config import LoraSettings, Recipe, SamplingSettings
 from rlhf.errors import UserError
+from rlhf.settings.groups import LoraSettings, SamplingSettings
+from rlhf.settings.recipe import Recipe
 from sft.config import SFTSettings
 
 _MEASURED_TOKENS, _MEASURED_LOGITS = 8192, 2**28
-"""What `sft.measure` holds at a time."""
+"""What `sft.evaluate` holds at a time."""
 _POLICY, _VALUE, _REWARD = "policy", "value", "reward"
 
 

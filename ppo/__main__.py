@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import cast
 
 from ppo.config import PPOSettings
-from rlhf.artifacts import StageRun, require
-from rlhf.command import load, stage_arguments
-from rlhf.errors import run_command
-from rlhf.scorers import scorer_fingerprint
-from rlhf.sources import source_fingerprints
+from rlhf.commands.arguments import load, stage_arguments
+from rlhf.commands.process import run_command
+from rlhf.data.scorers import scorer_fingerprint
+from rlhf.data.sources import source_fingerprints
+from rlhf.runs.stage import StageRun, require
 
 DESCRIPTION = "Stage 3: PPO of a LoRA policy on the SFT model, against the reward model."
 

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from typing import cast
 
 from ppo.config import PPOSettings
-from rlhf.artifacts import require
-from rlhf.command import Sections, command_parser, load
-from rlhf.config import ModelSettings, Recipe, RunSettings, SamplingSettings
-from rlhf.errors import UserError, run_command
-from rlhf.records import Message
+from rlhf.commands.arguments import Sections, command_parser, load
+from rlhf.commands.process import run_command
+from rlhf.data.records import Message
+from rlhf.errors import UserError
+from rlhf.runs.stage import require
+from rlhf.settings.groups import ModelSettings, RunSettings, SamplingSettings
+from rlhf.settings.recipe import Recipe
 
 DESCRIPTION = (
     "Talk to the policy that the PPO stage published: a line is a prompt.\n"
@@ -49,8 +51,8 @@ class Conversation:
     """The turns so far, and who answers."""
 
     def __init__(self, recipe: Recipe, *, temperature: float | None, seed: int) -> None:
-        from rlhf.backbone import Backbone
-        from rlhf.distributed import start_process
+        from rlhf.model.backbone import Backbone
+        from rlhf.parallel.start import start_process
 
         settings = cast(PPOSettings, recipe.section("ppo"))
         device = start_process(recipe.run).device
@@ -81,9 +83,9 @@ class Conversation:
         return text
 
     def _sample(self, prompt: str | Sequence[Message]) -> str:
-        from rlhf.chat import encode_prompt
-        from rlhf.rollouts import responses_text
-        from rlhf.sampling import sample
+        from rlhf.model.chat import encode_prompt
+        from rlhf.sampling.local import sample
+        from rlhf.sampling.rollouts import responses_text
 
         ids = encode_prompt(self.backbone.tokenizer, prompt if isinstance(prompt, str) else tuple(prompt))
         room = self.backbone.max_length - len(ids)

@@ -4,7 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from rlhf.config import LengthSettings, LoraSettings, SamplingSettings, Settings, SourceSettings, setting
+from rlhf.settings.groups import (
+    LengthSettings,
+    LoraSettings,
+    SamplingSettings,
+    Settings,
+    SourceSettings,
+    setting,
+)
 
 
 class KLSettings(Settings):

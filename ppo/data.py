@@ -5,12 +5,12 @@ from pathlib import Path
 
 from ppo.config import PPOSettings
 from ppo.rollout import PromptSet
-from rlhf.accounts import Account
-from rlhf.backbone import Backbone
-from rlhf.chat import check_room, encode_prompt, fit, length_fix, prompt_text
+from rlhf.data.counts import RecordCounts
+from rlhf.data.records import Prompt
+from rlhf.data.sources import read_prompts, split_by_prompt
 from rlhf.errors import UserError
-from rlhf.records import Prompt
-from rlhf.sources import read_prompts, split_by_prompt
+from rlhf.model.backbone import Backbone
+from rlhf.model.chat import check_room, encode_prompt, fit, length_fix, prompt_text
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Prompts:
 
     train: PromptSet
     held_out: PromptSet
-    account: Account
+    counts: RecordCounts
 
 
 def load_prompts(backbone: Backbone, settings: PPOSettings, *, seed: int, run_folder: Path) -> Prompts:
@@ -29,9 +29,9 @@ def load_prompts(backbone: Backbone, settings: PPOSettings, *, seed: int, run_fo
         UserError: a source cannot be read, a prompt does not fit under policy `error`, or too few are left.
     """
     check_room("ppo", settings.length, settings.sampling, context=backbone.max_length)
-    records, account = read_prompts(settings.prompts, seed=seed, run_folder=run_folder)
+    records, counts = read_prompts(settings.prompts, seed=seed, run_folder=run_folder)
     train, held_out = split_by_prompt(records, fraction=settings.held_out_fraction, seed=seed)
-    sides = [_encode(backbone, side, settings, account) for side in (train, held_out)]
+    sides = [_encode(backbone, side, settings, counts) for side in (train, held_out)]
     if not len(sides[0]) or not len(sides[1]):
         raise UserError(
             f"{len(sides[0])} prompts to train on and {len(sides[1])} held out; both sides need at least one",
@@ -39,10 +39,12 @@ def load_prompts(backbone: Backbone, settings: PPOSettings, *, seed: int, run_fo
             fix="Give more prompts, or change ppo.held_out_fraction.",
         )
     limit = settings.evaluation.num_prompts
-    return Prompts(sides[0], sides[1].take(range(min(limit, len(sides[1])))), account)
+    return Prompts(sides[0], sides[1].take(range(min(limit, len(sides[1])))), counts)
 
 
-def _encode(backbone: Backbone, records: list[Prompt], settings: PPOSettings, account: Account) -> PromptSet:
+def _encode(
+    backbone: Backbone, records: list[Prompt], settings: PPOSettings, counts: RecordCounts
+) -> PromptSet:
     context = min(settings.length.max_tokens or backbone.max_length, backbone.max_length)
     fix = length_fix(
         "ppo",
@@ -63,9 +65,9 @@ def _encode(backbone: Backbone, records: list[Prompt], settings: PPOSettings, ac
             fix=fix,
         )
         if outcome == "truncated":
-            account.add("length", "truncated")
+            counts.add("length", "truncated")
         elif ids is None:
-            account.add("length", "no room for a response")
+            counts.add("length", "no room for a response")
         if ids is not None:
             prompts.ids.append(ids)
             prompts.texts.append(prompt_text(record.prompt))

@@ -10,12 +10,13 @@ from torch import Tensor
 from ppo.config import PPOSettings
 from ppo.models import RewardSource
 from ppo.rollout import PromptSet, Sampled, collect, final_scores, score_tokens
-from rlhf.backbone import REFERENCE, Backbone
-from rlhf.distributed import team, whole_weights
+from rlhf.data.scorers import Scorer
 from rlhf.errors import UserError
-from rlhf.evaluation import best_of_n_kl, distinct_n
-from rlhf.rollouts import from_lists
-from rlhf.scorers import Scorer
+from rlhf.model.backbone import REFERENCE, Backbone
+from rlhf.model.weights import gathered_weights
+from rlhf.parallel.world import world
+from rlhf.sampling.rollouts import from_lists
+from rlhf.statistics.evaluation import best_of_n_kl, distinct_n
 
 EVALUATION = 2**40
 """Stands where the iteration stands in a noise key: no training rollout shares an evaluation's noise."""
@@ -23,12 +24,12 @@ _NUM_GAP_ROWS = 32
 
 
 @dataclass(frozen=True)
-class Measurement:
+class Evaluation:
     """Responses to the held-out prompts and their figures."""
 
     sampled: Sampled
     gold: list[float] | None
-    figures: dict[str, float]
+    metrics: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,14 @@ class Evaluator:
     settings: PPOSettings
     seed: int
 
-    def measure(self, role: str, *, samples_per_prompt: int = 1) -> Measurement:
+    def evaluate(self, role: str, *, samples_per_prompt: int = 1) -> Evaluation:
         """Sample every held-out prompt from `role`; prompt i's samples are rows i·n to i·n + n − 1.
 
         The noise is the same in every call, so that two measurements differ by the policy alone.
         """
         indices = [i for i in range(len(self.prompts)) for _ in range(samples_per_prompt)]
         keys = [(EVALUATION, i, s) for i in range(len(self.prompts)) for s in range(samples_per_prompt)]
-        with whole_weights(self.backbone):
+        with gathered_weights(self.backbone):
             sampled = collect(
                 self.backbone,
                 self.prompts.take(indices),
@@ -61,8 +62,8 @@ class Evaluator:
             )
         gold = None
         if (scorer := self.gold) is not None:
-            gold = team().lead(lambda: scorer(sampled.prompts, sampled.responses))
-        return Measurement(sampled, gold, self._figures(sampled, gold))
+            gold = world().run_on_rank0(lambda: scorer(sampled.prompts, sampled.responses))
+        return Evaluation(sampled, gold, self._metrics(sampled, gold))
 
     def best_of_n(self) -> dict[int, dict[str, float]]:
         """Best-of-n of the reference by the same reward, for every n of the settings.
@@ -72,7 +73,7 @@ class Evaluator:
         sizes = sorted(set(self.settings.evaluation.best_of))
         if not sizes:
             return {}
-        drawn = self.measure(REFERENCE, samples_per_prompt=sizes[-1])
+        drawn = self.evaluate(REFERENCE, samples_per_prompt=sizes[-1])
         scores = final_scores(drawn.sampled, self.settings).reshape(len(self.prompts), sizes[-1]).cpu()
         results: dict[int, dict[str, float]] = {}
         for n in sizes:
@@ -85,8 +86,8 @@ class Evaluator:
                 results[n]["gold"] = sum(drawn.gold[row] for row in rows) / len(rows)
         return results
 
-    def _figures(self, sampled: Sampled, gold: Sequence[float] | None) -> dict[str, float]:
-        figures = {
+    def _metrics(self, sampled: Sampled, gold: Sequence[float] | None) -> dict[str, float]:
+        metrics = {
             "reward_mean": finite_mean(final_scores(sampled, self.settings)),
             "kl_nats_per_response": float(sampled.kl_B.mean()),
             "response_tokens_mean": float(sampled.rollouts.response_lengths_B.float().mean()),
@@ -94,8 +95,8 @@ class Evaluator:
             "distinct_2": distinct_n(sampled.responses, 2),
         }
         if gold is not None:
-            figures["gold_mean"] = sum(gold) / len(gold)
-        return figures
+            metrics["gold_mean"] = sum(gold) / len(gold)
+        return metrics
 
 
 def finite_mean(scores_B: Tensor) -> float:
@@ -129,7 +130,7 @@ def merged_gap(sampled: Sampled, merged: Backbone, settings: PPOSettings) -> dic
 
 
 def side_by_side(
-    before: Measurement, after: Measurement, num_rows: int
+    before: Evaluation, after: Evaluation, num_rows: int
 ) -> tuple[list[str], list[list[str | float]]]:
     """Columns and rows of the table that shows the same prompts before and after."""
     columns = ["prompt", "before", "after", "reward_before", "reward_after", "kl_nats", "tokens_after"]

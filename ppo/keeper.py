@@ -6,13 +6,16 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from ppo.evaluate import Measurement
-from rlhf import checkpoints, preemption
-from rlhf.artifacts import StageRun
-from rlhf.checkpoints import Best, Checkpoint
-from rlhf.distributed import is_loss, newest_checkpoint, restore_team_rng, team, team_rng_tensors
-from rlhf.guard import NotFiniteError
+from ppo.evaluate import Evaluation
+from rlhf import preemption
+from rlhf.parallel.failures import is_rank_failure
+from rlhf.parallel.world import world
 from rlhf.preemption import Preempted
+from rlhf.runs import checkpoints
+from rlhf.runs.checkpoints import Best, Checkpoint
+from rlhf.runs.rank_checkpoints import all_rng_tensors, newest_checkpoint, restore_own_rng
+from rlhf.runs.stage import StageRun
+from rlhf.training.nonfinite import NotFiniteError
 
 if TYPE_CHECKING:
     from ppo.train import PPO
@@ -40,20 +43,20 @@ class Keeper:
             "best": asdict(self.best),
             **ppo.updater.guard.state(),
         }
-        self._boundary = Checkpoint.of(ppo.next_iteration, tensors | team_rng_tensors(), state)
+        self._boundary = Checkpoint.of(ppo.next_iteration, tensors | all_rng_tensors(), state)
 
-    def judge(self, measured: Measurement) -> bool:
+    def judge(self, measured: Evaluation) -> bool:
         """Whether the policy that has just been measured is the best so far."""
         return self.best.offer(self._ppo.next_iteration, self._figure(measured))
 
-    def _figure(self, measured: Measurement) -> float:
-        return measured.figures.get("gold_mean", measured.figures["reward_mean"])
+    def _figure(self, measured: Evaluation) -> float:
+        return measured.metrics.get("gold_mean", measured.metrics["reward_mean"])
 
     def save(self) -> None:
         """Write the last boundary, unless that has been done; from any thread."""
         with preemption.deferred(), self._lock:
             at = self._boundary
-            if at is not None and at.step != self._saved and team().is_first:
+            if at is not None and at.step != self._saved and world().is_rank0:
                 keep, best = self._ppo.settings.keep_checkpoints, at.state["best"]["step"]
                 checkpoints.save(self._stage.folder, at.step, at.tensors, at.state, keep=keep, best=best)
                 self._saved = at.step
@@ -71,7 +74,7 @@ class Keeper:
                 self.save()
                 raise
             except RuntimeError as error:
-                if is_loss(error):  # it may have got the signal before us
+                if is_rank_failure(error):  # it may have got the signal before us
                     self.save()
                 raise
 
@@ -91,7 +94,7 @@ class Keeper:
     def restore_rng(self) -> None:
         """Let random numbers go on as they did after the last boundary."""
         assert self._boundary is not None
-        restore_team_rng(self._boundary.tensors)
+        restore_own_rng(self._boundary.tensors)
 
     def choose_best(self) -> int:
         """Put the weights of the best measured policy in place; returns its iteration."""

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ppo.config import PPOSettings
 from reward.model import RewardModel, load_reward, measure_normalization
-from rlhf.backbone import Backbone
-from rlhf.rollouts import Rollouts
-from rlhf.scorers import load_scorer
+from rlhf.data.scorers import load_scorer
+from rlhf.model.backbone import Backbone
+from rlhf.sampling.rollouts import Rollouts
 
 # Shapes: B rollouts, H hidden size.
 

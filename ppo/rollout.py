@@ -12,11 +12,12 @@ from ppo.advantages import generalized_advantages, token_rewards
 from ppo.config import PPOSettings
 from ppo.kl import k1
 from ppo.models import POLICY, VALUE, RewardSource
-from rlhf.backbone import REFERENCE, Backbone
-from rlhf.distributed import balanced, team
-from rlhf.masked import whiten
-from rlhf.rollouts import Rollouts, merge_shares, responses_text
-from rlhf.sampling import sample
+from rlhf.model.backbone import REFERENCE, Backbone
+from rlhf.model.batching import balanced
+from rlhf.parallel.world import world
+from rlhf.sampling.local import sample
+from rlhf.sampling.rollouts import Rollouts, merge_shares, responses_text
+from rlhf.statistics.masked import whiten
 
 # Shapes: B rollouts, P prompt tokens, T response tokens (right-padded), N real response tokens.
 
@@ -109,7 +110,7 @@ class Experience:
 
         Where the frozen trunk's states were kept, they are those that the rank has them of.
         """
-        ours = team()
+        ours = world()
         if ours.size == 1:
             return rows, self.rollouts.select(rows)
         if self.own.trunk_BLH is not None:
@@ -160,8 +161,8 @@ def collect(
     seed: int,
 ) -> Sampled:
     """Sample one response to each prompt from `role` and score it; every rank does its share of both."""
-    ours, total = team(), len(prompts)
-    rows = ours.share(total)
+    ours, total = world(), len(prompts)
+    rows = ours.shard(total)
     mine, own_keys = prompts.take(rows), [keys[row] for row in rows]
     own = sample(backbone, mine.ids, role=role, settings=settings.sampling, keys=own_keys, seed=seed)
     own = own.with_trunk(backbone, settings.micro_batch_tokens)
@@ -173,10 +174,10 @@ def collect(
     return Sampled(
         merge_shares(own, total),
         list(prompts.texts),
-        ours.merge(responses, total),
-        ours.merge_rows(scores_B, total),
-        ours.merge_rows(logprobs_BT, total),
-        ours.merge_rows(reference_BT, total),
+        ours.unshard(responses, total),
+        ours.unshard_tensor(scores_B, total),
+        ours.unshard_tensor(logprobs_BT, total),
+        ours.unshard_tensor(reference_BT, total),
         gap_N,
         own,
         torch.arange(total),
@@ -204,12 +205,12 @@ def old_logprobs(
         checked = rollouts.select(places)
         few_BT = score_tokens(backbone, checked, settings, role=role)
         gap_N = (few_BT - checked.sampled_logprobs_BT)[checked.response_mask_BT].abs()
-    gap_N = torch.cat(team().gather(gap_N.cpu()))
+    gap_N = torch.cat(world().gather(gap_N.cpu()))
     if float(gap_N.max()) <= _SAMPLER_AGREES_NATS:
         return torch.where(rollouts.response_mask_BT, rollouts.sampled_logprobs_BT, 0), gap_N
     logprobs_BT = score_tokens(backbone, rollouts, settings, role=role)
     gap_N = (logprobs_BT - rollouts.sampled_logprobs_BT)[rollouts.response_mask_BT].abs()
-    return logprobs_BT, torch.cat(team().gather(gap_N.cpu()))
+    return logprobs_BT, torch.cat(world().gather(gap_N.cpu()))
 
 
 @torch.no_grad()

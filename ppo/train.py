@@ -14,21 +14,24 @@ from torch import Tensor
 
 from ppo.config import PPOSettings
 from ppo.data import Prompts, load_prompts
-from ppo.evaluate import Evaluator, Measurement, merged_gap, side_by_side
+from ppo.evaluate import Evaluation, Evaluator, merged_gap, side_by_side
 from ppo.keeper import Keeper
 from ppo.kl import adapt, k3
 from ppo.models import POLICY, build_roles
 from ppo.rollout import Sampled, collect, experience, final_scores, schedule_prompts, score_values
 from ppo.update import Updater
 from reward.model import base_identity
-from rlhf import artifacts, preemption
-from rlhf.artifacts import StageRun, Writer
-from rlhf.backbone import REFERENCE, Backbone
-from rlhf.config import Recipe
-from rlhf.distributed import start_process, team, whole_weights
-from rlhf.masked import masked_mean, masked_variance
-from rlhf.scorers import load_scorer
-from rlhf.tracking import Tracker, print_result, progress, track
+from rlhf import preemption
+from rlhf.data.scorers import load_scorer
+from rlhf.model.backbone import REFERENCE, Backbone
+from rlhf.model.weights import gathered_weights
+from rlhf.parallel.start import start_process
+from rlhf.parallel.world import world
+from rlhf.runs.manifest import require
+from rlhf.runs.stage import StageRun, Writer
+from rlhf.runs.tracking import Tracker, print_result, progress, track
+from rlhf.settings.recipe import Recipe
+from rlhf.statistics.masked import masked_mean, masked_variance
 
 
 class PPO:
@@ -38,8 +41,8 @@ class PPO:
         self.recipe, self.settings, self.seed = recipe, settings, recipe.run.seed
         run = recipe.run_folder
         start_process(recipe.run, max_grad_norm=settings.max_grad_norm, precision=recipe.model.precision)
-        sft = artifacts.require(run, "sft")
-        self.backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=team().device)
+        sft = require(run, "sft")
+        self.backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=world().device)
         self.data: Prompts = load_prompts(self.backbone, settings, seed=self.seed, run_folder=run)
         self.reward = build_roles(
             self.backbone,
@@ -68,13 +71,13 @@ class PPO:
         indices, keys = schedule_prompts(len(self.data.train), iteration, settings, seed=self.seed)
         prompts = self.data.train.take(indices)
         cpu_started = time.process_time()
-        with whole_weights(self.backbone):
+        with gathered_weights(self.backbone):
             sampled = collect(
                 self.backbone, prompts, keys, self.reward, settings, role=POLICY, seed=self.seed
             )
             values_BT = score_values(self.backbone, sampled.own, settings)
-        values_BT = team().merge_rows(values_BT, len(prompts))
-        cpu = team().total({"rollout_cpu_seconds": time.process_time() - cpu_started})
+        values_BT = world().unshard_tensor(values_BT, len(prompts))
+        cpu = world().sum({"rollout_cpu_seconds": time.process_time() - cpu_started})
         num_unscored = len(sampled.rollouts) - int(sampled.scores_B.isfinite().sum())
         scored = sampled.with_finite_scores()
         if scored is None:
@@ -84,22 +87,22 @@ class PPO:
             sampled, values_BT, settings, kl_coefficient=self.kl_coefficient
         )
         updates = self.updater.update(batch, iteration=iteration) | cpu
-        figures = describe(sampled, values_BT, batch.returns_BT, raw_advantages_BT, settings) | updates
-        figures["num_unscored_rollouts"] = float(num_unscored)
-        figures["kl_coefficient"] = self.kl_coefficient
-        figures["policy_learning_rate"] = self.updater.optimization.rate
-        self._adapt_kl(figures["kl_nats_per_response"], len(sampled.rollouts))
+        metrics = describe(sampled, values_BT, batch.returns_BT, raw_advantages_BT, settings) | updates
+        metrics["num_unscored_rollouts"] = float(num_unscored)
+        metrics["kl_coefficient"] = self.kl_coefficient
+        metrics["policy_learning_rate"] = self.updater.optimization.rate
+        self._adapt_kl(metrics["kl_nats_per_response"], len(sampled.rollouts))
         self.next_iteration += 1
         self._show_samples(sampled, tracker)
-        figures["iteration_seconds"] = time.perf_counter() - started
-        return {f"ppo/{name}": value for name, value in figures.items()}
+        metrics["iteration_seconds"] = time.perf_counter() - started
+        return {f"ppo/{name}": value for name, value in metrics.items()}
 
-    def measure(self) -> tuple[Measurement, dict[str, float]]:
+    def evaluate(self) -> tuple[Evaluation, dict[str, float]]:
         """Measure the policy on the held-out prompts."""
-        measured = self.evaluator.measure(POLICY if self.next_iteration else REFERENCE)
-        return measured, {f"ppo/heldout_{name}": value for name, value in measured.figures.items()}
+        measured = self.evaluator.evaluate(POLICY if self.next_iteration else REFERENCE)
+        return measured, {f"ppo/heldout_{name}": value for name, value in measured.metrics.items()}
 
-    def measures_now(self) -> bool:
+    def evaluates_now(self) -> bool:
         """Whether a measurement is due after the iteration that has just ended."""
         every = self.settings.evaluation.every_iterations
         return self.next_iteration == self.settings.num_iterations or bool(
@@ -146,42 +149,42 @@ def train(recipe: Recipe, settings: PPOSettings, stage: StageRun) -> None:
     ppo = PPO(recipe, settings)
     keeper = Keeper(ppo, stage)
     resumed = stage.resuming and keeper.restore()
-    ppo.data.account.print("ppo: prompts")
+    ppo.data.counts.print("ppo: prompts")
     stage.drop_replaced()
     with track(recipe, "ppo", stage.folder, resume_step=ppo.next_iteration if resumed else None) as tracker:
-        before = ppo.evaluator.measure(REFERENCE)
+        before = ppo.evaluator.evaluate(REFERENCE)
         if resumed:
             keeper.restore_rng()  # a scorer may have drawn random numbers just now
         else:
-            tracker.log({f"ppo/heldout_{name}": value for name, value in before.figures.items()}, step=0)
+            tracker.log({f"ppo/heldout_{name}": value for name, value in before.metrics.items()}, step=0)
             keeper.mark()
         with keeper.saving_if_stopped():
             run_iterations(ppo, keeper, tracker)
-            with whole_weights(ppo.backbone):
+            with gathered_weights(ppo.backbone):
                 finish(ppo, keeper, stage, tracker, before)
 
 
 def run_iterations(ppo: PPO, keeper: Keeper, tracker: Tracker) -> None:
     """All iterations that are left, with their measurements and checkpoints."""
     for _ in progress(range(ppo.next_iteration, ppo.settings.num_iterations), desc="ppo"):
-        figures, is_best = ppo.iterate(tracker), False
-        if ppo.measures_now():
-            measured, named = ppo.measure()
-            figures, is_best = figures | named, keeper.judge(measured)
-        tracker.log(figures, step=ppo.next_iteration)
+        metrics, is_best = ppo.iterate(tracker), False
+        if ppo.evaluates_now():
+            measured, named = ppo.evaluate()
+            metrics, is_best = metrics | named, keeper.judge(measured)
+        tracker.log(metrics, step=ppo.next_iteration)
         keeper.mark()
         if is_best or ppo.saves_now():
             keeper.save()
         preemption.check()
 
 
-def finish(ppo: PPO, keeper: Keeper, stage: StageRun, tracker: Tracker, before: Measurement) -> None:
+def finish(ppo: PPO, keeper: Keeper, stage: StageRun, tracker: Tracker, before: Evaluation) -> None:
     """Compare with before and with best-of-n, publish the policy, and say what came out."""
     settings = ppo.settings
     published = keeper.choose_best() if settings.publish == "best" else ppo.next_iteration
-    after, _ = ppo.measure()
+    after, _ = ppo.evaluate()
     best = ppo.evaluator.best_of_n()
-    figures = summary(before, after, best, settings)
+    metrics = summary(before, after, best, settings)
     columns, rows = side_by_side(before, after, settings.evaluation.num_table_rows)
     tracker.table("ppo/before_after", columns, rows, step=ppo.next_iteration)
     outputs: dict[str, Writer] = {
@@ -191,16 +194,16 @@ def finish(ppo: PPO, keeper: Keeper, stage: StageRun, tracker: Tracker, before: 
     }
     results = _table(before, after, best)
     if settings.publish == "best":
-        figures["published_iteration"] = float(published)
+        metrics["published_iteration"] = float(published)
         results.append(("published", f"the policy of iteration {published}"))
     if settings.export_merged:
-        figures |= team().lead(lambda: _merge(ppo, after, outputs))
-        results.append(("merged, from the policy", f"{figures['merged_gap_nats_mean']:.1e} nats per token"))
+        metrics |= world().run_on_rank0(lambda: _merge(ppo, after, outputs))
+        results.append(("merged, from the policy", f"{metrics['merged_gap_nats_mean']:.1e} nats per token"))
     manifest = stage.publish(
-        outputs, metrics=figures, accounts=ppo.data.account.to_json(), wandb_url=tracker.url
+        outputs, metrics=metrics, accounts=ppo.data.counts.to_json(), wandb_url=tracker.url
     )
     tracker.finish(
-        {f"ppo/{name}": value for name, value in figures.items()}
+        {f"ppo/{name}": value for name, value in metrics.items()}
         | {"artifact_sha256": manifest.artifact_sha256}
     )
     print_result(
@@ -210,7 +213,7 @@ def finish(ppo: PPO, keeper: Keeper, stage: StageRun, tracker: Tracker, before: 
     )
 
 
-def _merge(ppo: PPO, after: Measurement, outputs: dict[str, Writer]) -> dict[str, float]:
+def _merge(ppo: PPO, after: Evaluation, outputs: dict[str, Writer]) -> dict[str, float]:
     """Make the merged policy one of the outputs; returns how far it is from the policy itself."""
     merged = ppo.backbone.merged(POLICY)
     outputs["merged"] = merged.save
@@ -243,27 +246,25 @@ def describe(
 
 
 def summary(
-    before: Measurement, after: Measurement, best: dict[int, dict[str, float]], settings: PPOSettings
+    before: Evaluation, after: Evaluation, best: dict[int, dict[str, float]], settings: PPOSettings
 ) -> dict[str, float]:
     """The stage's final figures, for the manifest and the last line of the metrics."""
-    figures = {f"before_{name}": value for name, value in before.figures.items()}
-    figures |= {f"after_{name}": value for name, value in after.figures.items()}
+    metrics = {f"before_{name}": value for name, value in before.metrics.items()}
+    metrics |= {f"after_{name}": value for name, value in after.metrics.items()}
     for n, values in best.items():
-        figures |= {f"best_of_{n}_{name}": value for name, value in values.items()}
+        metrics |= {f"best_of_{n}_{name}": value for name, value in values.items()}
     ceiling = settings.evaluation.gold_best
     if ceiling is not None and before.gold is not None:
-        gap = ceiling - before.figures["gold_mean"]
-        figures["gold_gap_closed"] = (after.figures["gold_mean"] - before.figures["gold_mean"]) / max(
+        gap = ceiling - before.metrics["gold_mean"]
+        metrics["gold_gap_closed"] = (after.metrics["gold_mean"] - before.metrics["gold_mean"]) / max(
             gap, 1e-12
         )
-    assert np.isfinite(list(figures.values())).all()
-    return figures
+    assert np.isfinite(list(metrics.values())).all()
+    return metrics
 
 
-def _table(
-    before: Measurement, after: Measurement, best: dict[int, dict[str, float]]
-) -> list[tuple[str, str]]:
-    rows = [(name, f"{before.figures[name]:.3f} → {after.figures[name]:.3f}") for name in after.figures]
+def _table(before: Evaluation, after: Evaluation, best: dict[int, dict[str, float]]) -> list[tuple[str, str]]:
+    rows = [(name, f"{before.metrics[name]:.3f} → {after.metrics[name]:.3f}") for name in after.metrics]
     for n, values in best.items():
         rows.append((f"best of {n}", ", ".join(f"{name} {value:.3f}" for name, value in values.items())))
     return rows

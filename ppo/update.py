@@ -12,11 +12,11 @@ from ppo.kl import k3
 from ppo.losses import policy_loss, value_loss
 from ppo.models import POLICY, VALUE
 from ppo.rollout import Experience, response_hidden, response_logprobs, value_role
-from rlhf.backbone import Backbone
-from rlhf.distributed import team
-from rlhf.guard import FiniteGuard
-from rlhf.optimization import optimize
-from rlhf.rollouts import Rollouts
+from rlhf.model.backbone import Backbone
+from rlhf.parallel.world import world
+from rlhf.sampling.rollouts import Rollouts
+from rlhf.training.nonfinite import FiniteGuard
+from rlhf.training.start import optimize
 
 # Shapes: B rollouts, T response tokens (right-padded), N real response tokens of a micro-batch.
 
@@ -88,9 +88,9 @@ class Updater:
         sums = self.accumulate(
             experience, rows, train_policy=iteration >= self.settings.value_warmup_iterations
         )
-        figures = sums.means()
-        figures["gradient_norm"] = self.optimization.step(figures.values())
-        return figures | {"skipped": float(not self.guard.passes(figures.values()))}
+        metrics = sums.means()
+        metrics["gradient_norm"] = self.optimization.step(metrics.values())
+        return metrics | {"skipped": float(not self.guard.passes(metrics.values()))}
 
     def accumulate(self, experience: Experience, rows: Tensor, *, train_policy: bool = True) -> StepSums:
         """Add the gradients of one minibatch, each rank those of its part, micro-batch by micro-batch."""
@@ -101,13 +101,13 @@ class Updater:
             parts = [(mine[part_rows], part) for part_rows, part in batches]
         sums = StepSums(int(experience.rollouts.response_mask_BT[rows].sum()))
         # A spare part has no rows of the experience: it counts for nothing.
-        for index, part in team().even(parts, lambda: (None, experience.own.select([0]))):
+        for index, part in world().pad_to_equal(parts, lambda: (None, experience.own.select([0]))):
             sums.weight = 0.0 if index is None else 1.0
             old_logprobs, old_values, advantages, returns = experience.targets(index, part)
             if train_policy:
                 self._policy_backward(part, old_logprobs, advantages, sums)
             self._value_backward(part, old_values, returns, sums, detach_trunk=not train_policy)
-        sums.sums = team().total(sums.sums)
+        sums.sums = world().sum(sums.sums)
         return sums
 
     def _policy_backward(self, part: Rollouts, old_N: Tensor, advantages_N: Tensor, sums: StepSums) -> None:
@@ -155,9 +155,9 @@ class Updater:
         rates = (self.settings.policy_learning_rate, self.settings.value_learning_rate)
         self.optimization.set_rates([rate * left for rate in rates])
 
-    def _moved_too_far(self, figures: dict[str, float]) -> bool:
+    def _moved_too_far(self, metrics: dict[str, float]) -> bool:
         limit = self.settings.max_approx_kl
-        return limit is not None and figures.get("approx_kl", 0.0) > limit
+        return limit is not None and metrics.get("approx_kl", 0.0) > limit
 
 
 def _summary(steps: list[dict[str, float]], *, stopped_early: bool) -> dict[str, float]:

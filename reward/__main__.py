@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import cast
 
 from reward.config import RewardSettings
-from rlhf.artifacts import StageRun, require
-from rlhf.command import load, stage_arguments
-from rlhf.errors import run_command
-from rlhf.scorers import scorer_fingerprint
-from rlhf.sources import source_fingerprints
+from rlhf.commands.arguments import load, stage_arguments
+from rlhf.commands.process import run_command
+from rlhf.data.scorers import scorer_fingerprint
+from rlhf.data.sources import source_fingerprints
+from rlhf.runs.stage import StageRun, require
 
 DESCRIPTION = (
     "Stage 2: a reward model, learned from rankings as an adapter on the SFT model.\n"

@@ -2,7 +2,14 @@
 
 from typing import Literal
 
-from rlhf.config import LengthSettings, LoraSettings, SamplingSettings, Settings, SourceSettings, setting
+from rlhf.settings.groups import (
+    LengthSettings,
+    LoraSettings,
+    SamplingSettings,
+    Settings,
+    SourceSettings,
+    setting,
+)
 
 
 class RewardSettings(Settings):

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from reward.config import RewardSettings
 from reward.loss import Pair, ranked_pairs
-from rlhf.accounts import Account
-from rlhf.backbone import Backbone
-from rlhf.chat import encode_completion, encode_prompt, fit, length_fix, prompt_text
+from rlhf.data.counts import RecordCounts
+from rlhf.data.records import FAILED, Ranking, prompt_key
+from rlhf.data.sources import read_rankings, split_by_prompt
 from rlhf.errors import UserError
-from rlhf.records import FAILED, Ranking, prompt_key
-from rlhf.sources import read_rankings, split_by_prompt
+from rlhf.model.backbone import Backbone
+from rlhf.model.chat import encode_completion, encode_prompt, fit, length_fix, prompt_text
 
 STEP = "reward.rankings"
 """The name under which the account counts what this stage drops."""
@@ -53,7 +53,7 @@ class Rankings:
 
     train: list[Group]
     held_out: list[Group]
-    account: Account
+    counts: RecordCounts
 
     def pairs(self) -> dict[str, int]:
         """Pairs of both sides, and those that are undecided: ties, and probabilities of exactly 1/2."""
@@ -86,12 +86,12 @@ def load_rankings(backbone: Backbone, settings: RewardSettings, *, seed: int, ru
     Raises:
         UserError: a source cannot be read, a group does not fit under policy `error`, or none is left.
     """
-    records, account = read_rankings(settings.rankings, seed=seed, run_folder=run_folder)
+    records, counts = read_rankings(settings.rankings, seed=seed, run_folder=run_folder)
     sides = split_by_prompt(records, fraction=settings.held_out_fraction, seed=seed)
-    train, held_out = ([g for r in side if (g := _group(backbone, r, settings, account))] for side in sides)
+    train, held_out = ([g for r in side if (g := _group(backbone, r, settings, counts))] for side in sides)
     if not train:
-        raise _nothing_left(settings, account, num_records=len(records), num_held_out=len(held_out))
-    data = Rankings(train, held_out, account)
+        raise _nothing_left(settings, counts, num_records=len(records), num_held_out=len(held_out))
+    data = Rankings(train, held_out, counts)
     data.warn()
     return data
 
@@ -115,10 +115,12 @@ def context_tokens(backbone: Backbone, settings: RewardSettings) -> int:
     return min(settings.length.max_tokens or backbone.max_length, backbone.max_length)
 
 
-def _group(backbone: Backbone, record: Ranking, settings: RewardSettings, account: Account) -> Group | None:
+def _group(
+    backbone: Backbone, record: Ranking, settings: RewardSettings, counts: RecordCounts
+) -> Group | None:
     pairs = _pairs(record, settings)
     if not pairs:
-        account.add(STEP, NO_PAIR)
+        counts.add(STEP, NO_PAIR)
         return None
     tokenizer = backbone.tokenizer
     response_ids = [
@@ -136,7 +138,7 @@ def _group(backbone: Backbone, record: Ranking, settings: RewardSettings, accoun
         fix=length_fix("reward", settings.length, context=backbone.max_length),
     )
     if outcome != "kept":
-        account.add(STEP, "truncated" if outcome == "truncated" else "longer than the context")
+        counts.add(STEP, "truncated" if outcome == "truncated" else "longer than the context")
     if prompt_ids is None:
         return None
     return Group(
@@ -159,11 +161,11 @@ def _pairs(record: Ranking, settings: RewardSettings) -> list[Pair]:
 
 
 def _nothing_left(
-    settings: RewardSettings, account: Account, *, num_records: int, num_held_out: int
+    settings: RewardSettings, counts: RecordCounts, *, num_records: int, num_held_out: int
 ) -> UserError:
     """Why no group is left to train on."""
     where = ", ".join(source.path for source in settings.rankings)
-    if account.dropped(STEP).get(NO_PAIR, 0) < num_records:
+    if counts.dropped(STEP).get(NO_PAIR, 0) < num_records:
         return UserError(
             f"no group of completions is left to train on ({num_held_out} held out)",
             where=where,

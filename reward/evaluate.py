@@ -10,7 +10,8 @@ from reward.config import RewardSettings
 from reward.data import Group
 from reward.loss import collate, ranking_loss
 from reward.model import RewardCard
-from rlhf.evaluation import (
+from rlhf.data.scorers import load_scorer
+from rlhf.statistics.evaluation import (
     Estimate,
     accuracy_by_margin,
     calibration_error,
@@ -18,7 +19,6 @@ from rlhf.evaluation import (
     pearson,
     spearman,
 )
-from rlhf.scorers import load_scorer
 
 Values = Sequence[Sequence[float]]
 """One number for every completion of every group."""
@@ -53,10 +53,10 @@ class HeldOut:
             gold = [[next(flat) for _ in group.completions] for group in groups]
         return HeldOut(groups, gold, settings, seed)
 
-    def figures(self, scores: Values) -> dict[str, float]:
-        """Every held-out figure by name; see `measure`."""
+    def metrics(self, scores: Values) -> dict[str, float]:
+        """Every held-out figure by name; see `evaluate`."""
         margin = self.settings.tie_margin
-        return measure(self.groups, scores, tie_margin=margin, gold=self.gold, seed=self.seed)
+        return evaluate(self.groups, scores, tie_margin=margin, gold=self.gold, seed=self.seed)
 
     def table(
         self, scores: Values, card: RewardCard, *, num_groups: int
@@ -74,7 +74,7 @@ class HeldOut:
         return [*columns, *(["gold"] if self.gold is not None else [])], rows
 
 
-def measure(
+def evaluate(
     groups: Sequence[Group], scores: Values, *, tie_margin: float | None, gold: Values | None, seed: int
 ) -> dict[str, float]:
     """Every held-out figure by name: `reward/heldout_*` in docs/metrics.md.
@@ -84,7 +84,7 @@ def measure(
     """
     labelled = list(_labelled(groups))
     lengths = [[float(len(ids)) for ids in group.response_ids] for group in groups]
-    figures: dict[str, float | Estimate | None] = {
+    metrics: dict[str, float | Estimate | None] = {
         "num_groups": float(len(groups)),
         "num_pairs": float(len(labelled)),
         "loss_nats": _loss(groups, scores, tie_margin),
@@ -95,17 +95,17 @@ def measure(
         "length_spearman": spearman(_flat(scores), _flat(lengths)),
     }
     parts = accuracy_by_margin(_margins(labelled, scores))
-    figures |= {f"accuracy_margin_q{i}": value for i, value in enumerate(parts or [], start=1)}
+    metrics |= {f"accuracy_margin_q{i}": value for i, value in enumerate(parts or [], start=1)}
     if gold is not None:
         ordered = list(_ordered_by(gold))
-        figures["num_gold_pairs"] = float(len(ordered))
-        figures["gold_accuracy"] = _accuracy(groups, ordered, scores, seed)
-        figures["gold_longer_accuracy"] = _accuracy(groups, ordered, lengths, seed)
-        figures["gold_pearson"] = pearson(_flat(scores), _flat(gold))
-    return _numbers(figures)
+        metrics["num_gold_pairs"] = float(len(ordered))
+        metrics["gold_accuracy"] = _accuracy(groups, ordered, scores, seed)
+        metrics["gold_longer_accuracy"] = _accuracy(groups, ordered, lengths, seed)
+        metrics["gold_pearson"] = pearson(_flat(scores), _flat(gold))
+    return _numbers(metrics)
 
 
-def report(figures: dict[str, float]) -> list[tuple[str, str]]:
+def report(metrics: dict[str, float]) -> list[tuple[str, str]]:
     """The held-out figures as the rows that are printed at the end of the stage."""
     rows: list[tuple[str, str]] = []
     for name, label in (
@@ -114,17 +114,17 @@ def report(figures: dict[str, float]) -> list[tuple[str, str]]:
         ("gold_accuracy", "pair accuracy, gold order"),
         ("gold_longer_accuracy", "  of “longer wins”"),
     ):
-        if name in figures:
-            interval = f"[{figures[f'{name}_low']:.3f}, {figures[f'{name}_high']:.3f}]"
-            pairs = figures["num_gold_pairs" if name.startswith("gold") else "num_pairs"]
-            rows.append((label, f"{figures[name]:.3f}  95 % {interval}, {pairs:,.0f} pairs"))
-    if "accuracy_margin_q1" in figures:
-        quartiles = "  ".join(f"{figures[f'accuracy_margin_q{i}']:.3f}" for i in range(1, 5))
+        if name in metrics:
+            interval = f"[{metrics[f'{name}_low']:.3f}, {metrics[f'{name}_high']:.3f}]"
+            pairs = metrics["num_gold_pairs" if name.startswith("gold") else "num_pairs"]
+            rows.append((label, f"{metrics[name]:.3f}  95 % {interval}, {pairs:,.0f} pairs"))
+    if "accuracy_margin_q1" in metrics:
+        quartiles = "  ".join(f"{metrics[f'accuracy_margin_q{i}']:.3f}" for i in range(1, 5))
         rows.append(("accuracy by margin, small to large", quartiles))
-    if "calibration_error" in figures:
-        rows.append(("calibration error (ECE)", f"{figures['calibration_error']:.3f}"))
-    if "length_pearson" in figures and "length_spearman" in figures:
-        values = f"Pearson {figures['length_pearson']:+.3f}, Spearman {figures['length_spearman']:+.3f}"
+    if "calibration_error" in metrics:
+        rows.append(("calibration error (ECE)", f"{metrics['calibration_error']:.3f}"))
+    if "length_pearson" in metrics and "length_spearman" in metrics:
+        values = f"Pearson {metrics['length_pearson']:+.3f}, Spearman {metrics['length_spearman']:+.3f}"
         rows.append(("correlation with length", values))
     return rows or [("held-out", "no comparison")]
 
@@ -175,9 +175,9 @@ def _flat(values: Values) -> list[float]:
     return [value for group in values for value in group]
 
 
-def _numbers(figures: dict[str, float | Estimate | None]) -> dict[str, float]:
+def _numbers(metrics: dict[str, float | Estimate | None]) -> dict[str, float]:
     numbers: dict[str, float] = {}
-    for name, value in figures.items():
+    for name, value in metrics.items():
         if isinstance(value, Estimate):
             numbers |= {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
         elif value is not None:

@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf.backbone import REFERENCE, Backbone, load_score_head
-from rlhf.config import Precision, SamplingSettings
-from rlhf.distributed import team, whole_weights
 from rlhf.errors import UserError
-from rlhf.manifest import MODEL, Manifest, Record
-from rlhf.sampling import sample
-from rlhf.storage import sha256_file
+from rlhf.model.backbone import REFERENCE, Backbone, load_score_head
+from rlhf.model.weights import gathered_weights
+from rlhf.parallel.world import world
+from rlhf.runs.files import sha256_file
+from rlhf.runs.manifest import MODEL, Manifest, Record
+from rlhf.sampling.local import sample
+from rlhf.settings.groups import Precision, SamplingSettings
 
 # Shapes: B sequences, L tokens of a padded sequence, H hidden size, S samples.
 
@@ -145,11 +146,11 @@ def measure_normalization(
 
     Every prompt is used once before any is used again. A forward pass takes `max_tokens` padded tokens.
     """
-    ours = team()
+    ours = world()
     order = np.random.default_rng([seed, NORMALIZATION]).permutation(len(prompts))
-    places = ours.share(num_samples)
+    places = ours.shard(num_samples)
     rows = [int(order[place % len(order)]) for place in places]
-    with whole_weights(backbone):
+    with gathered_weights(backbone):
         rollouts = sample(
             backbone,
             [prompts[row] for row in rows],
@@ -160,8 +161,8 @@ def measure_normalization(
         )
         sequences = [p + r for p, r in zip(rollouts.prompt_lists(), rollouts.response_lists(), strict=True)]
         scores_S = score_sequences(backbone, sequences, max_tokens=max_tokens)
-        scores_S = ours.merge_rows(scores_S, num_samples).double()
-        ended_S = ours.merge_rows(rollouts.ended_B, num_samples)
+        scores_S = ours.unshard_tensor(scores_S, num_samples).double()
+        ended_S = ours.unshard_tensor(rollouts.ended_B, num_samples)
     return Normalization(scores_S, int(ended_S.sum()))
 
 
@@ -189,10 +190,10 @@ def score_sequences(backbone: Backbone, sequences: Sequence[Sequence[int]], *, m
 
 def score_shared(backbone: Backbone, sequences: Sequence[Sequence[int]], *, max_tokens: int) -> Tensor:
     """`score_sequences`, of which every rank does its share; all have all scores."""
-    ours = team()
-    with whole_weights(backbone):
-        mine = [sequences[row] for row in ours.share(len(sequences))]
-        return ours.merge_rows(score_sequences(backbone, mine, max_tokens=max_tokens), len(sequences))
+    ours = world()
+    with gathered_weights(backbone):
+        mine = [sequences[row] for row in ours.shard(len(sequences))]
+        return ours.unshard_tensor(score_sequences(backbone, mine, max_tokens=max_tokens), len(sequences))
 
 
 def pad_right(

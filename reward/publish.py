@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from reward.model import CARD_FILE, ROLE, RewardCard
-from rlhf.backbone import Backbone
+from rlhf.model.backbone import Backbone
 
 BASE_PATH = "sft/model"
 """Where the base lies, seen from the run folder, which can be moved."""

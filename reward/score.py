@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reward.model import RewardCard, RewardModel, folder_identity, load_reward, score_sequences
-from rlhf.backbone import Backbone
-from rlhf.chat import encode_completion, encode_prompt, fit
-from rlhf.config import ModelSettings, RunSettings
-from rlhf.distributed import start_process
+from rlhf.data.readers import parse_json
+from rlhf.data.records import Message, Turns
 from rlhf.errors import UserError
-from rlhf.records import Message, Turns
-from rlhf.rows import parse_json
-from rlhf.storage import storing, write_atomic
+from rlhf.model.backbone import Backbone
+from rlhf.model.chat import encode_completion, encode_prompt, fit
+from rlhf.parallel.start import start_process
+from rlhf.runs.files import storing, write_atomic
+from rlhf.settings.groups import ModelSettings, RunSettings
 
 _FORM = 'A row is {"prompt": ..., "completion": "..."} or {"prompt": ..., "completions": ["...", ...]}.'
 
@@ -123,7 +123,7 @@ def score_rows(model: RewardModel, rows: Sequence[Row], options: ScoreOptions) -
         try:
             sequences += [_encode(model, row, completion, options) for completion in row.completions]
         except UserError as error:
-            raise UserError(error.what, where=row.where, fix=error.fix) from None
+            raise error.at(row.where) from None
     flat = iter(score_sequences(model.backbone, sequences, max_tokens=options.batch_tokens).tolist())
     return [[next(flat) for _ in row.completions] for row in rows]
 
@@ -152,7 +152,7 @@ def _row(line: str, where: str) -> Row:
         values = parse_json(line.encode("utf-8", "surrogatepass"))
         json.dumps(values, allow_nan=False, ensure_ascii=False).encode()
     except UserError as error:
-        raise UserError(error.what, where=where, fix=_FORM) from None
+        raise error.at(where, fix=_FORM) from None
     except ValueError:  # NaN, or half of a surrogate pair
         raise UserError("a number or text that JSON cannot carry", where=where, fix=_FORM) from None
     if not isinstance(values, dict):

@@ -15,14 +15,16 @@ from reward.model import Normalization, RewardCard, base_identity, measure_norma
 from reward.publish import write_model
 from reward.trainer import Trainer
 from rlhf import preemption
-from rlhf.artifacts import StageRun, require
-from rlhf.backbone import Backbone
-from rlhf.chat import check_room, fit
-from rlhf.config import Recipe
-from rlhf.distributed import start_process, team, whole_weights
 from rlhf.errors import UserError
-from rlhf.guard import NotFiniteError
-from rlhf.tracking import Tracker, print_result, progress, track
+from rlhf.model.backbone import Backbone
+from rlhf.model.chat import check_room, fit
+from rlhf.model.weights import gathered_weights
+from rlhf.parallel.start import start_process
+from rlhf.parallel.world import world
+from rlhf.runs.stage import StageRun, require
+from rlhf.runs.tracking import Tracker, print_result, progress, track
+from rlhf.settings.recipe import Recipe
+from rlhf.training.nonfinite import NotFiniteError
 
 OverLength = Literal["error", "drop", "truncate_left"]
 
@@ -34,7 +36,7 @@ def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
     base_sha256 = base_identity(require(run, "sft"))
     backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=ours.device)
     data = load_rankings(backbone, settings, seed=seed, run_folder=run)
-    data.account.print("reward: rankings")
+    data.counts.print("reward: rankings")
     check_samples(backbone, data, settings)
     held_out = HeldOut.prepare(data.held_out, settings, seed=seed)
     trainer = Trainer(backbone, data.train, settings, seed=seed)
@@ -54,8 +56,8 @@ def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
             eos_ids=list(backbone.eos_ids),
             max_tokens=context_tokens(backbone, settings),
         )
-        accounts = {"rankings": data.account.to_json(), "pairs": data.pairs(), "normalization": counts}
-        with whole_weights(backbone):
+        accounts = {"rankings": data.counts.to_json(), "pairs": data.pairs(), "normalization": counts}
+        with gathered_weights(backbone):
             finish(trainer, held_out, card, accounts, stage=stage, tracker=tracker)
 
 
@@ -84,11 +86,11 @@ def run_steps(
         if step % log_every == 0 or is_last:
             tracker.log({f"reward/{name}": value for name, value in trainer.take_window().items()}, step=step)
         if every and step % every == 0 and not is_last:
-            figures = held_out.figures(trainer.score_groups(held_out.groups))
-            tracker.log({f"reward/heldout_{name}": value for name, value in figures.items()}, step=step)
-            is_best = trainer.best.offer(step, -figures["loss_nats"])
+            metrics = held_out.metrics(trainer.score_groups(held_out.groups))
+            tracker.log({f"reward/heldout_{name}": value for name, value in metrics.items()}, step=step)
+            is_best = trainer.best.offer(step, -metrics["loss_nats"])
         due = step % settings.checkpoint_every_steps == 0 or is_last
-        stops = team().any(preemption.requested())
+        stops = world().any(preemption.requested())
         if due or is_best or stops:
             trainer.save(stage.folder)
         if stops:
@@ -139,15 +141,15 @@ def finish(
     measured: dict[str, float] = {}
     if held_out.groups:
         scores = trainer.score_groups(held_out.groups)
-        measured = held_out.figures(scores)
+        measured = held_out.metrics(scores)
         columns, rows = held_out.table(scores, card, num_groups=num_rows)
         tracker.table("reward/heldout", columns, rows, step=step)
-    figures = {f"heldout_{name}": value for name, value in measured.items()}
-    figures |= {"offset": card.offset, "spread": card.spread}
-    tracker.log({f"reward/{name}": value for name, value in figures.items()}, step=step)
+    metrics = {f"heldout_{name}": value for name, value in measured.items()}
+    metrics |= {"offset": card.offset, "spread": card.spread}
+    tracker.log({f"reward/{name}": value for name, value in metrics.items()}, step=step)
     manifest = stage.publish(
         write_model=lambda folder: write_model(trainer.backbone, card, folder),
-        metrics=figures | {"num_steps": step, "skipped_steps": trainer.guard.skipped_steps},
+        metrics=metrics | {"num_steps": step, "skipped_steps": trainer.guard.skipped_steps},
         accounts=accounts,
         wandb_url=tracker.url,
     )

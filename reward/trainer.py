@@ -14,11 +14,13 @@ from reward.data import Group, micro_batches
 from reward.evaluate import Values
 from reward.loss import Pairs, collate, ranking_loss
 from reward.model import ROLE, pad_right, raw_scores, score_shared
-from rlhf import checkpoints
-from rlhf.backbone import Backbone, init_head
-from rlhf.distributed import balanced, newest_checkpoint, restore_team_rng, team, team_rng_tensors
-from rlhf.guard import FiniteGuard
-from rlhf.optimization import optimize
+from rlhf.model.backbone import Backbone, init_head
+from rlhf.model.batching import balanced
+from rlhf.parallel.world import world
+from rlhf.runs import checkpoints
+from rlhf.runs.rank_checkpoints import all_rng_tensors, newest_checkpoint, restore_own_rng
+from rlhf.training.nonfinite import FiniteGuard
+from rlhf.training.start import optimize
 
 # Shapes: N completions of a micro-batch, L tokens of a padded sequence, P pairs.
 
@@ -68,13 +70,13 @@ class Trainer:
         """
         factor = self.learning_rate_factor(self.next_step)
         self.optimization.set_rates([peak * factor for peak in self._peaks])
-        figures = self.accumulate(self.batch(self.next_step))
-        figures["gradient_norm"] = self.optimization.step(figures.values())
-        passes = self.guard.passes(figures.values())
+        metrics = self.accumulate(self.batch(self.next_step))
+        metrics["gradient_norm"] = self.optimization.step(metrics.values())
+        passes = self.guard.passes(metrics.values())
         self.next_step += 1
         if not passes:
             return
-        for name, value in figures.items():
+        for name, value in metrics.items():
             self.window.setdefault(name, []).append(value)
 
     def accumulate(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -82,23 +84,23 @@ class Trainer:
 
         How it is cut changes nothing.
         """
-        ours, loss_sum, outcomes = team(), 0.0, [torch.zeros(0)]
+        ours, loss_sum, outcomes = world(), 0.0, [torch.zeros(0)]
         shares = balanced([sum(map(len, group.sequences)) for group in groups], ours.size)
         mine = [groups[place] for place in shares[ours.rank]]
         parts = [(part, 1.0) for part in micro_batches(mine, self.settings.micro_batch_tokens)]
-        for part, weight in ours.even(parts, lambda: ([groups[0]], 0.0)):
+        for part, weight in ours.pad_to_equal(parts, lambda: ([groups[0]], 0.0)):
             scores_N, pairs = self.optimization.forward(lambda: self.scores(part, num_groups=len(groups)))  # noqa: B023
             loss = ranking_loss(scores_N, pairs, tie_margin=self.settings.tie_margin or 0.0)
             self.optimization.backward(weight * loss)
             if weight:
                 loss_sum += float(loss.detach())
                 outcomes.append(_ordered_margins(scores_N.detach(), pairs))
-        figures = ours.total({"loss_nats": loss_sum})
+        metrics = ours.sum({"loss_nats": loss_sum})
         margins_P = torch.cat(ours.gather(torch.cat(outcomes)))
         if len(margins_P):
             right = (margins_P > 0).float() + 0.5 * (margins_P == 0).float()
-            figures |= {"accuracy": float(right.mean()), "margin_mean": float(margins_P.mean())}
-        return figures
+            metrics |= {"accuracy": float(right.mean()), "margin_mean": float(margins_P.mean())}
+        return metrics
 
     def scores(self, groups: Sequence[Group], *, num_groups: int) -> tuple[Tensor, Pairs]:
         """Raw scores (N,) of every completion of `groups`, and their pairs.
@@ -132,19 +134,19 @@ class Trainer:
 
     def take_window(self) -> dict[str, float]:
         """Mean figures of the steps since the last call."""
-        figures = {name: sum(values) / len(values) for name, values in self.window.items()}
+        metrics = {name: sum(values) / len(values) for name, values in self.window.items()}
         self.window = {}
-        return figures | {
+        return metrics | {
             "learning_rate": self.optimization.rate,
             "skipped_steps": float(self.guard.skipped_steps),
         }
 
     def save(self, folder: Path) -> None:
         """Write a complete checkpoint."""
-        tensors = self.optimization.tensors() | team_rng_tensors()
+        tensors = self.optimization.tensors() | all_rng_tensors()
         state = {**self.guard.state(), "window": self.window, "best": asdict(self.best)}
         step, best, keep = self.next_step, self.best.step, self.settings.keep_checkpoints
-        team().lead(lambda: checkpoints.save(folder, step, tensors, state, keep=keep, best=best))
+        world().run_on_rank0(lambda: checkpoints.save(folder, step, tensors, state, keep=keep, best=best))
 
     def restore(self, folder: Path) -> bool:
         """Go on from the newest good checkpoint, if there is one."""
@@ -152,7 +154,7 @@ class Trainer:
         if found is None:
             return False
         self.optimization.restore(found.tensors)
-        restore_team_rng(found.tensors)
+        restore_own_rng(found.tensors)
         self.guard.restore(found.state)
         self.window, self.best = found.state["window"], checkpoints.Best(**found.state["best"])
         self.next_step = found.step

@@ -18,19 +18,12 @@ from types import FrameType
 import psutil
 
 from rlhf import preemption
-from rlhf.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_LOST,
-    EXIT_PREEMPTED,
-    EXIT_USER_ERROR,
-    UserError,
-    leave,
-    run_command,
-)
+from rlhf.commands.process import exit_now, run_command
+from rlhf.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_RANK_FAILURE, EXIT_USER_ERROR, UserError
 from rlhf.preemption import Preempted
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "accelerate"
-_FOLLOWED = (EXIT_LOST, -15)
+_FOLLOWED = (EXIT_RANK_FAILURE, -15)
 """How ranks end that only follow another: they lost it, or were told to end."""
 _SPOKEN = (EXIT_USER_ERROR, EXIT_PREEMPTED, EXIT_INTERRUPTED)
 """How ranks end that have said what there is to say."""
@@ -195,7 +188,7 @@ def report(exit_codes: Mapping[int, int], stage: str, *, told: signal.Signals | 
     if not own:
         ranks = ", ".join(map(str, sorted(exit_codes)))
         print(f"{stage}: rank {ranks} lost another; on several nodes its launcher says more", file=sys.stderr)
-        return EXIT_LOST
+        return EXIT_RANK_FAILURE
     # Ranks that were told to end because another failed may have saved, or had to be killed: neither is why.
     first = min(own, key=lambda rank: (own[rank] == EXIT_PREEMPTED, own[rank] == -signal.SIGKILL, rank))
     return own[first] if own[first] > 0 else 128 - own[first]
@@ -233,4 +226,4 @@ def _count(text: str) -> int:
 
 
 if __name__ == "__main__":
-    leave(run_command(main))
+    exit_now(run_command(main))

@@ -4,9 +4,9 @@ import sys
 from collections.abc import Sequence
 from typing import cast
 
-from rlhf.artifacts import StageRun
-from rlhf.command import load, stage_arguments
-from rlhf.errors import run_command
+from rlhf.commands.arguments import load, stage_arguments
+from rlhf.commands.process import run_command
+from rlhf.runs.stage import StageRun
 from sft.config import SFTSettings
 from sft.inputs import stage_inputs
 

@@ -4,7 +4,14 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from rlhf.config import LengthSettings, LoraSettings, SamplingSettings, Settings, SourceSettings, setting
+from rlhf.settings.groups import (
+    LengthSettings,
+    LoraSettings,
+    SamplingSettings,
+    Settings,
+    SourceSettings,
+    setting,
+)
 
 
 class SFTSettings(Settings):

@@ -6,11 +6,11 @@ from typing import Any
 
 from datasets import Dataset
 
-from rlhf import chat
-from rlhf.accounts import Account
-from rlhf.config import LengthSettings
-from rlhf.records import Demonstration, Prompt
-from rlhf.sources import split_by_prompt
+from rlhf.data.counts import RecordCounts
+from rlhf.data.records import Demonstration, Prompt
+from rlhf.data.sources import split_by_prompt
+from rlhf.model import chat
+from rlhf.settings.groups import LengthSettings
 
 _STEP = "length"
 
@@ -46,9 +46,9 @@ class Encoder:
         *,
         length: LengthSettings,
         context: int,
-        account: Account,
+        counts: RecordCounts,
     ) -> None:
-        self.tokenizer, self.eos_ids, self.account = tokenizer, eos_ids, account
+        self.tokenizer, self.eos_ids, self.counts = tokenizer, eos_ids, counts
         self.max_tokens = min(length.max_tokens or context, context)
         self.policy = length.over_length
         self.fix = chat.length_fix("sft", length, context=context)
@@ -81,9 +81,9 @@ class Encoder:
             fix=self.fix,
         )
         if outcome == "truncated":
-            self.account.add(_STEP, "truncated")
+            self.counts.add(_STEP, "truncated")
         if fitted is None:
-            self.account.add(_STEP, f"longer than {self.max_tokens} tokens")
+            self.counts.add(_STEP, f"longer than {self.max_tokens} tokens")
             return None
         return Example(record, fitted, completion_ids)
 

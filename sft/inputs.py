@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from rlhf.artifacts import tree_hash
-from rlhf.config import Recipe
+from rlhf.data.sources import source_fingerprints
 from rlhf.errors import UserError
-from rlhf.sources import source_fingerprints
+from rlhf.runs.stage import tree_hash
+from rlhf.settings.recipe import Recipe
 from sft.config import SFTSettings
 
 

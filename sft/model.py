@@ -18,13 +18,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlhf.backbone import check_model_path, loading, quiet_transformers
-from rlhf.chat import eos_ids
-from rlhf.config import ModelSettings, SamplingSettings
-from rlhf.cut_weights import whole_shape
-from rlhf.distributed import loading_weights
 from rlhf.errors import UserError
-from rlhf.gathering import gathered
+from rlhf.model.backbone import check_model_path, loading, quiet_transformers
+from rlhf.model.chat import eos_ids
+from rlhf.model.weights import loading_weights
+from rlhf.parallel.deepspeed.gather import gathered
+from rlhf.parallel.deepspeed.sharded import whole_shape
+from rlhf.settings.groups import ModelSettings, SamplingSettings
 from sft import scratch
 from sft.config import SFTSettings
 

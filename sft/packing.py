@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from rlhf.cut_weights import whole_shape
-from rlhf.distributed import whole_model
 from rlhf.errors import UserError
+from rlhf.model.weights import gathered_model
+from rlhf.parallel.deepspeed.sharded import whole_shape
 
 _LENGTH = 8
 _TOLERANCE = 1e-6
@@ -28,7 +28,7 @@ def check_packing(model: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     first, other, second = torch.randint(num_rows, (3, _LENGTH), generator=generator).to(device)
     positions = torch.arange(_LENGTH, device=device).repeat(2)[None]
-    with torch.no_grad(), whole_model(model):
+    with torch.no_grad(), gathered_model(model):
         outputs = [
             model(input_ids=torch.cat([before, second])[None], position_ids=positions, use_cache=False).logits
             for before in (first, other)

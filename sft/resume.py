@@ -1,4 +1,4 @@
-"""TRL's `SFTTrainer` with checkpoints of our own: written by `rlhf.checkpoints`, restored to the bit.
+"""TRL's `SFTTrainer` with checkpoints of our own: written by `rlhf.runs.checkpoints`, restored to the bit.
 
 transformers' own checkpoints hold pickles, are tied to the number of processes, and leave out what has been
 summed up since the last line of the metrics. Here the hooks that write and read them are replaced.
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from trl import SFTTrainer
 
-from rlhf import checkpoints
-from rlhf.checkpoints import Best, Checkpoint
-from rlhf.distributed import restore_team_rng, team, team_rng_tensors
-from rlhf.guard import FiniteGuard
+from rlhf.parallel.world import world
+from rlhf.runs import checkpoints
+from rlhf.runs.checkpoints import Best, Checkpoint
+from rlhf.runs.rank_checkpoints import all_rng_tensors, restore_own_rng
+from rlhf.training.nonfinite import FiniteGuard
 
 if TYPE_CHECKING:
-    from rlhf.zero_trainer import TrainerEngine
+    from rlhf.training.deepspeed.trainer import TrainerEngine
 
 _LOSS = "window.loss"
 
@@ -71,7 +72,7 @@ class ResumableTrainer(SFTTrainer):
         else:
             tensors = {f"weights.{name}": parameter for name, parameter in self.named.items()}
             tensors |= checkpoints.optimizer_tensors(self._plain_optimizer, self.named)
-        tensors |= team_rng_tensors() | {_LOSS: torch.stack(team().gather(self._tr_loss.cpu()))}
+        tensors |= all_rng_tensors() | {_LOSS: torch.stack(world().gather(self._tr_loss.cpu()))}
         state = {
             "epoch": self.state.epoch,
             "last_logged_step": self._globalstep_last_logged,
@@ -83,7 +84,7 @@ class ResumableTrainer(SFTTrainer):
             **self.guard.state(),
         }
         step, keep = self.state.global_step, self.keep_checkpoints
-        team().lead(
+        world().run_on_rank0(
             lambda: checkpoints.save(self.folder, step, tensors, state, keep=keep, best=self.best.step)
         )
 
@@ -120,7 +121,7 @@ class ResumableTrainer(SFTTrainer):
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, *_: Any) -> Any:
         prepared = super()._prepare_for_training(max_steps, train_dataloader, None)  # type: ignore[no-untyped-call]
-        if team().zero:
+        if world().zero:
             self._engine = self._take_engine()
         if self._found is not None:
             scheduler: Any = self.lr_scheduler
@@ -129,7 +130,7 @@ class ResumableTrainer(SFTTrainer):
         return prepared
 
     def _take_engine(self) -> "TrainerEngine":
-        from rlhf.zero_trainer import TrainerEngine
+        from rlhf.training.deepspeed.trainer import TrainerEngine
 
         engine = TrainerEngine(self.model_wrapped, self.named, self._groups)
         steps = self.args.gradient_accumulation_steps
@@ -158,7 +159,7 @@ class ResumableTrainer(SFTTrainer):
         if self._found is not None:
             state = self._found.state
             sums = self._found.tensors[_LOSS]  # every rank's own; their mean is what is logged
-            own = sums[team().rank] if len(sums) == team().size else sums.mean()
+            own = sums[world().rank] if len(sums) == world().size else sums.mean()
             self._tr_loss = own.to(self.args.device, copy=True)
             self._globalstep_last_logged = state["last_logged_step"]
             self._metrics["train"].update(state["window"])
@@ -168,7 +169,7 @@ class ResumableTrainer(SFTTrainer):
     def _load_rng_state(self, checkpoint: Any) -> None:
         del checkpoint
         if self._found is not None:
-            restore_team_rng(self._found.tensors)
+            restore_own_rng(self._found.tensors)
 
     # Steps that are not finite.
 

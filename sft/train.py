@@ -9,23 +9,26 @@ import math
 import shutil
 from dataclasses import dataclass
 
-from rlhf import checkpoints, preemption
-from rlhf.accounts import Account
-from rlhf.artifacts import StageRun
-from rlhf.backbone import Backbone
-from rlhf.chat import check_room
-from rlhf.checkpoints import Checkpoint
-from rlhf.config import LengthSettings, Recipe
-from rlhf.cut_weights import assemble, convert
-from rlhf.distributed import newest_checkpoint, start_process
+from rlhf import preemption
+from rlhf.data.counts import RecordCounts
+from rlhf.data.records import Demonstration, Prompt
+from rlhf.data.sources import read_demonstrations, read_prompts
 from rlhf.errors import UserError
-from rlhf.guard import NotFiniteError
-from rlhf.records import Demonstration, Prompt
-from rlhf.sources import read_demonstrations, read_prompts
-from rlhf.tracking import Tracker, print_result, progress, track
+from rlhf.model.backbone import Backbone
+from rlhf.model.chat import check_room
+from rlhf.parallel.deepspeed.sharded import assemble, convert
+from rlhf.parallel.start import start_process
+from rlhf.runs import checkpoints
+from rlhf.runs.checkpoints import Checkpoint
+from rlhf.runs.rank_checkpoints import newest_checkpoint
+from rlhf.runs.stage import StageRun
+from rlhf.runs.tracking import Tracker, print_result, progress, track
+from rlhf.settings.groups import LengthSettings
+from rlhf.settings.recipe import Recipe
+from rlhf.training.nonfinite import NotFiniteError
 from sft.config import SFTSettings
 from sft.data import Encoder, Examples, texts
-from sft.measure import COLUMNS, Samples, held_out_figures, sample_answers
+from sft.evaluate import COLUMNS, Samples, held_out_metrics, sample_answers
 from sft.model import Start, choose_pad, merge, published_dtype, set_tokens, start, training_precision, write
 from sft.packing import check_packing
 from sft.trainer import Watch, build_trainer
@@ -37,7 +40,7 @@ class Prepared:
 
     start: Start
     examples: Examples
-    account: Account
+    counts: RecordCounts
     pad_id: int
 
 
@@ -46,13 +49,13 @@ def train(recipe: Recipe, settings: SFTSettings, stage: StageRun) -> None:
     precision = training_precision(recipe.model)
     device = start_process(recipe.run, max_grad_norm=settings.max_grad_norm, precision=precision).device
     prepared = prepare(recipe, settings)
-    prepared.account.print("sft: demonstrations")
+    prepared.counts.print("sft: demonstrations")
     found = newest_checkpoint(stage.folder) if stage.resuming else None
     resume_step = None if found is None else found.step
     stage.drop_replaced()
     with track(recipe, "sft", stage.folder, resume_step=resume_step) as tracker:
         model = prepared.start.model.to(device)
-        before = held_out_figures(model, prepared.examples.held_out)
+        before = held_out_metrics(model, prepared.examples.held_out)
         if resume_step is None:
             tracker.log(before, step=0)
         num_steps = 0
@@ -68,9 +71,9 @@ def prepare(recipe: Recipe, settings: SFTSettings) -> Prepared:
         UserError: from the data, the model, a demonstration that does not fit, or samples that cannot.
     """
     seed, run_folder = recipe.run.seed, recipe.run_folder
-    records, account = list[Demonstration](), Account()
+    records, counts = list[Demonstration](), RecordCounts()
     if settings.demonstrations:
-        records, account = read_demonstrations(settings.demonstrations, seed=seed, run_folder=run_folder)
+        records, counts = read_demonstrations(settings.demonstrations, seed=seed, run_folder=run_folder)
     prompts: list[Prompt] = []
     if recipe.model.scratch and settings.tokenizer_prompts:
         prompts, _ = read_prompts(settings.tokenizer_prompts, seed=seed, run_folder=run_folder)
@@ -78,7 +81,7 @@ def prepare(recipe: Recipe, settings: SFTSettings) -> Prepared:
     if settings.demonstrations and settings.num_samples and settings.held_out_fraction:
         check_room("sft", LengthSettings(), settings.sampling, context=begin.context)
     encoder = Encoder(
-        begin.tokenizer, begin.eos_ids, length=settings.length, context=begin.context, account=account
+        begin.tokenizer, begin.eos_ids, length=settings.length, context=begin.context, counts=counts
     )
     examples = encoder.split(records, fraction=settings.held_out_fraction, seed=seed)
     if settings.method != "none" and not examples.train:
@@ -89,7 +92,7 @@ def prepare(recipe: Recipe, settings: SFTSettings) -> Prepared:
         )
     both = (*examples.train, *examples.held_out)
     pad_id = choose_pad(begin, (i for example in both for i in example.prompt_ids + example.completion_ids))
-    return Prepared(begin, examples, account, pad_id)
+    return Prepared(begin, examples, counts, pad_id)
 
 
 def fine_tune(
@@ -113,7 +116,7 @@ def fine_tune(
     num_steps = math.ceil(settings.num_epochs * math.ceil(len(trainer.lengths) / settings.batch_size))
     held_out = prepared.examples.held_out
     with progress(num_steps, "sft") as bar:
-        watch = Watch(tracker, settings, bar.update, lambda model: held_out_figures(model, held_out))
+        watch = Watch(tracker, settings, bar.update, lambda model: held_out_metrics(model, held_out))
         trainer.watch(watch)
         try:
             with preemption.deferred():  # `Watch` saves and ends the training
@@ -144,17 +147,17 @@ def finish(
     if dtype is not None:
         convert(model, dtype)
     set_tokens(begin, model, pad_id=prepared.pad_id, sampling=settings.sampling)
-    after = held_out_figures(model, held_out) if step else before
+    after = held_out_metrics(model, held_out) if step else before
     if step:
         tracker.log(after, step=step)
     samples = answer(recipe, settings, begin, prepared)
-    tracker.log(samples.figures, step=step)
+    tracker.log(samples.metrics, step=step)
     tracker.table("sft/samples", COLUMNS, samples.rows, step=step)
     assemble(model)
     manifest = stage.publish(
         write_model=lambda folder: write(model, begin.tokenizer, folder),
         metrics=summary(before, after, samples),
-        accounts=prepared.account.to_json(),
+        accounts=prepared.counts.to_json(),
         wandb_url=tracker.url,
     )
     shutil.rmtree(
@@ -182,9 +185,9 @@ def answer(recipe: Recipe, settings: SFTSettings, begin: Start, prepared: Prepar
 
 def summary(before: dict[str, float], after: dict[str, float], samples: Samples) -> dict[str, float]:
     """The stage's final figures, for the manifest."""
-    figures = {f"before_{key.removeprefix('sft/')}": value for key, value in before.items()}
-    figures |= {f"after_{key.removeprefix('sft/')}": value for key, value in after.items()}
-    return figures | {key.removeprefix("sft/"): value for key, value in samples.figures.items()}
+    metrics = {f"before_{key.removeprefix('sft/')}": value for key, value in before.items()}
+    metrics |= {f"after_{key.removeprefix('sft/')}": value for key, value in after.items()}
+    return metrics | {key.removeprefix("sft/"): value for key, value in samples.metrics.items()}
 
 
 def table(before: dict[str, float], after: dict[str, float], samples: Samples) -> list[tuple[str, str]]:
@@ -196,4 +199,4 @@ def table(before: dict[str, float], after: dict[str, float], samples: Samples) -
         )
         for key in after
     ]
-    return rows + [(key.removeprefix("sft/"), f"{value:.3f}") for key, value in samples.figures.items()]
+    return rows + [(key.removeprefix("sft/"), f"{value:.3f}") for key, value in samples.metrics.items()]

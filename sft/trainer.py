@@ -18,12 +18,13 @@ from transformers.pytorch_utils import Conv1D
 from trl import SFTConfig
 
 from rlhf import preemption
-from rlhf.checkpoints import CHECKPOINTS
-from rlhf.config import LoraSettings, Recipe
-from rlhf.cut_weights import whole_shape
-from rlhf.distributed import team
 from rlhf.errors import UserError
-from rlhf.zero_trainer import trainer_options
+from rlhf.parallel.deepspeed.sharded import whole_shape
+from rlhf.parallel.world import world
+from rlhf.runs.checkpoints import CHECKPOINTS
+from rlhf.settings.groups import LoraSettings
+from rlhf.settings.recipe import Recipe
+from rlhf.training.deepspeed.trainer import trainer_options
 from sft.config import SFTSettings
 from sft.data import Example, dataset
 from sft.model import Start, training_precision
@@ -128,7 +129,7 @@ class Trainer(ResumableTrainer):
 class Watch(TrainerCallback):
     """Forwards the trainer's figures, moves the progress bar, and measures the held-out loss on the way.
 
-    `measure` maps a model to figures. A checkpoint is also written after the measurement that is the best so
+    `evaluate` maps a model to metrics. A checkpoint is also written after the measurement that is the best so
     far, and when the process is preempted, which ends the training.
     """
 
@@ -137,9 +138,9 @@ class Watch(TrainerCallback):
         log: Log,
         settings: SFTSettings,
         advance: Callable[[int], Any],
-        measure: Callable[[Any], dict[str, float]],
+        evaluate: Callable[[Any], dict[str, float]],
     ) -> None:
-        self.tracker, self.advance, self.measure = log, advance, measure
+        self.tracker, self.advance, self.evaluate = log, advance, evaluate
         self.every, self.saves = settings.eval_every_steps, bool(settings.checkpoint_every_steps)
         self.is_stopped = False
         self.trainer: Trainer
@@ -163,20 +164,20 @@ class Watch(TrainerCallback):
         step = state.global_step
         self.advance(1)
         if self.every and step % self.every == 0 and step < state.max_steps:
-            figures = self.measure(kwargs["model"])
-            self.tracker.log(figures, step=step)
-            loss = figures.get(_MEASURED_LOSS)
+            metrics = self.evaluate(kwargs["model"])
+            self.tracker.log(metrics, step=step)
+            loss = metrics.get(_MEASURED_LOSS)
             if loss is not None and self.trainer.best.offer(step, -loss) and self.saves:
                 control.should_save = True
-        if team().any(preemption.requested()):
+        if world().any(preemption.requested()):
             control.should_save = control.should_training_stop = self.is_stopped = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if "loss" not in logs:
             return  # the summary at the end of training
-        figures = {ours: float(logs[theirs]) for theirs, ours in _LOGGED.items() if theirs in logs}
-        figures["sft/skipped_steps"] = float(self.trainer.guard.skipped_steps)
-        self.tracker.log(figures | self._speed(logs), step=state.global_step)
+        metrics = {ours: float(logs[theirs]) for theirs, ours in _LOGGED.items() if theirs in logs}
+        metrics["sft/skipped_steps"] = float(self.trainer.guard.skipped_steps)
+        self.tracker.log(metrics | self._speed(logs), step=state.global_step)
 
     def _speed(self, logs: Mapping[str, float]) -> dict[str, float]:
         now, tokens = time.monotonic(), float(logs.get("num_tokens", 0.0))
@@ -217,7 +218,7 @@ def rows_at_a_time(settings: SFTSettings) -> tuple[int, int]:
     Raises:
         UserError: the batch cannot be cut over the ranks.
     """
-    size = team().size
+    size = world().size
     if settings.batch_size % size:
         raise UserError(
             f"{settings.batch_size} sequences cannot be cut over {size} processes",
@@ -240,7 +241,7 @@ def _arguments(recipe: Recipe, settings: SFTSettings, model: Any, *, folder: Pat
         "bf16": training_precision(recipe.model) == "bf16",
         "use_cpu": device.type == "cpu",
     }
-    if team().zero:
+    if world().zero:
         options |= {"bf16": False} | trainer_options(
             _num_trained(model, settings),
             micro_batch_rows=rows,

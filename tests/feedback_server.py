@@ -23,7 +23,7 @@ from typing import Any
 
 from aiohttp import web
 
-from rlhf.scorers import load_scorer
+from rlhf.data.scorers import load_scorer
 
 FAULTS = ("busy", "broken", "slow", "cut_json", "wrong_option", "empty", "dropped")
 SLOW_SECONDS = 3.0

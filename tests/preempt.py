@@ -17,9 +17,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf import checkpoints
 from rlhf.errors import EXIT_PREEMPTED
-from rlhf.tracking import read_metrics
+from rlhf.runs import checkpoints
+from rlhf.runs.tracking import read_metrics
 from tests.preempt_child import WATCHED
 from tests.soak import Event, Process
 

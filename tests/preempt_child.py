@@ -10,13 +10,13 @@ from collections.abc import Sequence
 
 import ppo.__main__
 import rlhf.launch
-from rlhf.errors import leave, run_command
+from rlhf.commands.process import exit_now, run_command
 
 WATCHED = {
     "sampling": ("ppo.train", None, "collect"),
     "training": ("ppo.update", "Updater", "update"),
-    "measuring": ("ppo.evaluate", "Evaluator", "measure"),
-    "saving": ("rlhf.checkpoints", None, "save"),
+    "measuring": ("ppo.evaluate", "Evaluator", "evaluate"),
+    "saving": ("rlhf.runs.checkpoints", None, "save"),
 }
 """Phase → module, class and function."""
 
@@ -47,4 +47,4 @@ def rank(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     main = {"launch": launch, "rank": rank}[sys.argv.pop(1)]
-    leave(run_command(main))
+    exit_now(run_command(main))

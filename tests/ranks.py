@@ -19,10 +19,13 @@ from ppo.models import POLICY, build_roles
 from ppo.rollout import collect, experience, schedule_prompts, score_values
 from ppo.update import Updater
 from reward.trainer import Trainer
-from rlhf import checkpoints
-from rlhf.backbone import Backbone
-from rlhf.config import LoraSettings, ModelSettings, RunSettings
-from rlhf.distributed import newest_checkpoint, start_process, team, whole_weights
+from rlhf.model.backbone import Backbone
+from rlhf.model.weights import gathered_weights
+from rlhf.parallel.start import start_process
+from rlhf.parallel.world import world
+from rlhf.runs import checkpoints
+from rlhf.runs.rank_checkpoints import newest_checkpoint
+from rlhf.settings.groups import LoraSettings, ModelSettings, RunSettings
 from tests.invariant.test_ppo_properties import PROMPTS, TokenReward, ppo_settings
 from tests.small import perturb, write_small_model
 from tests.teams import Case, fork, leave, preload, switch_reduction_off
@@ -86,7 +89,7 @@ def train_ppo(out: Path, case: str, *, name: str = "ppo", **changes: Any) -> Non
     perturb(backbone, POLICY, seed=5)
     updater = Updater(backbone, settings, seed=1)
     before = weights_of(updater)
-    figures: dict[str, Any] = {"updates": [], "responses": []}
+    metrics: dict[str, Any] = {"updates": [], "responses": []}
     if origin is not None:
         found = newest_checkpoint(out / f"{name}-{origin}-cut")
         assert found is not None
@@ -94,18 +97,18 @@ def train_ppo(out: Path, case: str, *, name: str = "ppo", **changes: Any) -> Non
     for iteration in range(PPO_CUT if origin else 0, NUM_ITERATIONS):
         if iteration == PPO_CUT and origin is None:
             tensors = updater.optimization.tensors()
-            team().lead(lambda: checkpoints.save(out / f"{name}-{case}-cut", PPO_CUT, tensors, {}))  # noqa: B023
+            world().run_on_rank0(lambda: checkpoints.save(out / f"{name}-{case}-cut", PPO_CUT, tensors, {}))  # noqa: B023
         indices, keys = schedule_prompts(len(PROMPTS), iteration, settings, seed=1)
-        with whole_weights(backbone):
+        with gathered_weights(backbone):
             sampled = collect(
                 backbone, PROMPTS.take(indices), keys, TokenReward(), settings, role=POLICY, seed=1
             )
             values_BT = score_values(backbone, sampled.own, settings)
-        values_BT = team().merge_rows(values_BT, len(keys))
+        values_BT = world().unshard_tensor(values_BT, len(keys))
         batch, _ = experience(sampled, values_BT, settings, kl_coefficient=0.1)
-        figures["updates"].append(updater.update(batch, iteration=iteration))
-        figures["responses"].append(sampled.rollouts.response_lists())
-    finish(out, f"{name}-{case}", updater, before, figures)
+        metrics["updates"].append(updater.update(batch, iteration=iteration))
+        metrics["responses"].append(sampled.rollouts.response_lists())
+    finish(out, f"{name}-{case}", updater, before, metrics)
 
 
 TRAININGS: dict[str, Callable[[Path, str], None]] = {
@@ -124,16 +127,16 @@ def weights_of(trained: Trainer | Updater) -> dict[str, Tensor]:
 
 
 def finish(
-    out: Path, name: str, trained: Trainer | Updater, before: dict[str, Tensor], figures: dict[str, Any]
+    out: Path, name: str, trained: Trainer | Updater, before: dict[str, Tensor], metrics: dict[str, Any]
 ) -> None:
     """Leave what the training made, what took its steps, and whether its state can be put back."""
     tensors = {key: value.detach().clone() for key, value in trained.optimization.tensors().items()}
     trained.optimization.restore(tensors)
     again = trained.optimization.tensors()
-    figures["restored"] = all(torch.equal(value, again[key]) for key, value in tensors.items())
+    metrics["restored"] = all(torch.equal(value, again[key]) for key, value in tensors.items())
     engine = getattr(trained.optimization, "_engine", None)
-    figures["engine"] = None if engine is None else type(engine.optimizer).__name__
-    leave(out, name, before, tensors, figures)
+    metrics["engine"] = None if engine is None else type(engine.optimizer).__name__
+    leave(out, name, before, tensors, metrics)
 
 
 def work(train: Callable[[Path, str], None], out: Path, case: str) -> None:

@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 
-from rlhf.config import RunSettings
-from rlhf.cut_weights import assemble
-from rlhf.distributed import newest_checkpoint, start_process, team
-from rlhf.gathering import gathered
+from rlhf.parallel.deepspeed.gather import gathered
+from rlhf.parallel.deepspeed.sharded import assemble
+from rlhf.parallel.start import start_process
+from rlhf.parallel.world import world
+from rlhf.runs.rank_checkpoints import newest_checkpoint
+from rlhf.settings.groups import RunSettings
 from sft.trainer import Trainer
 from tests.teams import Case, fork, leave, preload, switch_reduction_off
 from tests.unit.sft.demos import Log, poison, random_examples, sft_settings, small_start, trainer
@@ -53,14 +55,14 @@ def train(out: Path, case: str) -> None:
         built.go_on_from(found)
     if case == "unsynchronized":
         switch_reduction_off()
-    if case == "one-rank-fails" and team().rank:
+    if case == "one-rank-fails" and world().rank:
         poison(built, {2})
     built.train()
     engine = built._engine
     optimizer = None if engine is None else type(engine._engine.optimizer).__name__
     trained: Any = built.trained_model()
     assemble(trained)
-    if team().is_first and origin is None:
+    if world().is_rank0 and origin is None:
         cut = f"checkpoints/step-{CUT:06d}"
         shutil.copytree(folder / cut, out / f"sft-{case}-cut" / cut)
     rows = [[step, {k: v for k, v in row.items() if "per_second" not in k}] for step, row in log.rows]

@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 import sft.train  # noqa: F401  # once, before forks
-from rlhf.config import RunSettings
-from rlhf.cut_weights import assemble
-from rlhf.distributed import start_process, team
+from rlhf.parallel.deepspeed.sharded import assemble
+from rlhf.parallel.start import start_process
+from rlhf.parallel.world import world
+from rlhf.settings.groups import RunSettings
 from sft.__main__ import main as sft_stage
 from sft.trainer import Trainer
 from tests.small import WORDS, write_small_model
@@ -42,7 +43,7 @@ class Watch:
         from deepspeed import zero
 
         self.cut: list[Any] = []
-        self.is_training, self.peak, self.figures = False, 0, dict[str, int]()
+        self.is_training, self.peak, self.metrics = False, 0, dict[str, int]()
         note, enter = zero.Init._convert_to_deepspeed_param, zero.GatheredParameters.__enter__
         train: Any = Trainer.train
 
@@ -57,7 +58,7 @@ class Watch:
 
         def train_apart(*args: Any, **kwargs: Any) -> Any:
             total = sum(parameter.ds_numel for parameter in self.cut)
-            self.figures, self.is_training = {"model": total, "before training": self.whole}, True
+            self.metrics, self.is_training = {"model": total, "before training": self.whole}, True
             result = train(*args, **kwargs)
             self.is_training = False
             return result
@@ -72,7 +73,7 @@ class Watch:
         return sum(parameter.numel() for parameter in self.cut)
 
     def report(self) -> dict[str, int]:
-        return self.figures | {"at the end": self.whole, "peak": self.peak}
+        return self.metrics | {"at the end": self.whole, "peak": self.peak}
 
 
 def lose(out: Path, name: str) -> None:
@@ -81,16 +82,16 @@ def lose(out: Path, name: str) -> None:
     start_process(RunSettings(device="cpu"), max_grad_norm=settings.max_grad_norm)
     begin, log = small_start(out, settings), Log()
     built = trainer(out / f"lose-{name}", settings, random_examples(21), begin=begin, log=log)
-    if team().rank == team().size - 1:
+    if world().rank == world().size - 1:
         poison(built, POISONED, gradient=False)
     built.train()
     model: Any = built.trained_model()
     assemble(model)
-    if team().is_first:
+    if world().is_rank0:
         weights = {key: value.detach().clone() for key, value in model.named_parameters()}
         save_file(weights, out / f"lose-{name}.safetensors")
-        figures = {"skipped": built.guard.skipped_steps, "rows": log.rows}
-        (out / f"lose-{name}.json").write_text(json.dumps(figures))
+        metrics = {"skipped": built.guard.skipped_steps, "rows": log.rows}
+        (out / f"lose-{name}.json").write_text(json.dumps(metrics))
 
 
 def compute_in_bf16(out: Path) -> None:
@@ -110,16 +111,16 @@ def compute_in_bf16(out: Path) -> None:
         built.train()
     trained: Any = built.trained_model()
     assert trained.forward == forward
-    if team().is_first:
+    if world().is_rank0:
         (out / "bf16.json").write_text(json.dumps(sorted(seen)))
 
 
 def run_stage(out: Path, recipe: str, name: str) -> None:
     """The whole stage, from a model in a folder to one."""
-    watch = Watch() if team().zero == 3 else None
+    watch = Watch() if world().zero == 3 else None
     assert sft_stage(["--config", str(out / f"{recipe}.yaml"), f"run.name={recipe}-{name}"]) == 0
     if watch is not None:
-        (out / f"{recipe}-{name}.rank{team().rank}.json").write_text(json.dumps(watch.report()))
+        (out / f"{recipe}-{name}.rank{world().rank}.json").write_text(json.dumps(watch.report()))
 
 
 def write_recipes(out: Path) -> None:

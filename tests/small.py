@@ -8,8 +8,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from rlhf.backbone import Backbone
-from rlhf.config import LoraSettings, ModelSettings, Precision
+from rlhf.model.backbone import Backbone
+from rlhf.settings.groups import LoraSettings, ModelSettings, Precision
 
 WORDS = [f"w{i}" for i in range(56)]
 SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>"]

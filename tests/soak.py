@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf.artifacts import require
-from rlhf.tracking import read_metrics
+from rlhf.runs.stage import require
+from rlhf.runs.tracking import read_metrics
 from tests.wandb_offline import merge_steps, read_offline_run
 
 PHASES = ("saving", "sampling", "training")
@@ -189,8 +189,8 @@ class Soak:
             for each in (straight, killed)
         ]
         found += ["samples"] if tables[0] != tables[1] else []
-        figures = [require(each.parent, "ppo").metrics for each in (straight, killed)]
-        return found + (["final figures"] if figures[0] != figures[1] else [])
+        metrics = [require(each.parent, "ppo").metrics for each in (straight, killed)]
+        return found + (["final figures"] if metrics[0] != metrics[1] else [])
 
     def wandb_problems(self) -> list[str]:
         """What is wrong with the killed run in W&B: it must be one, with every line of the metrics once."""

@@ -12,8 +12,8 @@ from typing import Any
 import ppo.__main__
 import ppo.train
 import ppo.update
-from rlhf import checkpoints
-from rlhf.errors import run_command
+from rlhf.commands.process import run_command
+from rlhf.runs import checkpoints
 
 
 def announce(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:

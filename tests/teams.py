@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from rlhf import distributed
-from rlhf.distributed import Team, team
+from rlhf.parallel import world as world_module
+from rlhf.parallel.world import World, world
 from tests.soak import kill_session
 
 BOUND = 1e-3
@@ -79,7 +79,7 @@ def _child(rank: int, size: int, zero: int, port: int, work: Callable[[], None])
                 "ACCELERATE_USE_DEEPSPEED": "true",
                 "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(zero),
             }
-        distributed._team = Team()
+        world_module._world = World()
         work()
         os._exit(0)
     except BaseException:
@@ -108,14 +108,14 @@ def switch_reduction_off() -> None:
 
 
 def leave(
-    out: Path, name: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor], figures: dict[str, Any]
+    out: Path, name: str, before: Mapping[str, Tensor], after: Mapping[str, Tensor], metrics: dict[str, Any]
 ) -> None:
     """Write the tensors of before and after, from rank 0, and every rank's figures."""
-    if team().is_first:
+    if world().is_rank0:
         tensors = {f"before.{key}": value for key, value in before.items()}
         tensors |= {key: value.detach().clone().contiguous() for key, value in after.items()}
         save_file(tensors, out / f"{name}.safetensors")
-    (out / f"{name}.rank{team().rank}.json").write_text(json.dumps(figures))
+    (out / f"{name}.rank{world().rank}.json").write_text(json.dumps(metrics))
 
 
 # What a test reads.
@@ -146,7 +146,7 @@ class Outcome:
         self.tensors = load_file(out / f"{name}.safetensors")
         ranks = sorted(out.glob(f"{name}.rank*.json"))
         self.of_ranks: list[dict[str, Any]] = [json.loads(path.read_text()) for path in ranks]
-        self.figures = self.of_ranks[0]
+        self.metrics = self.of_ranks[0]
 
     def named(self, start: str) -> dict[str, Tensor]:
         return {

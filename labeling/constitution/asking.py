@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
-from rlhf.records import Message, Turns
+from rlhf.data.records import Message, Turns
 
 
 @dataclass(frozen=True, kw_only=True)

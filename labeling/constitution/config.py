@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 from pydantic import model_validator
 
-from rlhf.config import Precision, Settings, SourceSettings, setting
+from rlhf.settings.groups import Precision, Settings, SourceSettings, setting
 
 
 class LocalSettings(Settings):

@@ -11,9 +11,10 @@ from random import Random
 
 from pydantic import model_validator
 
-from rlhf.complaints import NAME_PATTERN
-from rlhf.config import Settings, load_settings, setting
 from rlhf.errors import UserError
+from rlhf.settings.groups import Settings, setting
+from rlhf.settings.recipe import load_settings
+from rlhf.settings.wording import NAME_PATTERN
 
 
 class Principle(Settings):

@@ -22,7 +22,7 @@ from labeling.constitution.cache import Cache, key_of
 from labeling.constitution.config import EndpointSettings
 from labeling.harmless import harmless_line
 from rlhf.errors import UserError
-from rlhf.tracking import progress
+from rlhf.runs.tracking import progress
 
 MAX_PAUSE_SECONDS = 60.0
 _AGAIN = frozenset({408, 409, 425, 429})

@@ -17,15 +17,15 @@ import torch
 from labeling.constitution.asking import Answer, Chosen, Request, Written, normalized
 from labeling.constitution.cache import Cache, key_of
 from labeling.constitution.config import LocalSettings
-from rlhf.backbone import REFERENCE, Backbone
-from rlhf.chat import encode_completion, encode_prompt
-from rlhf.config import ModelSettings, SamplingSettings
+from rlhf.data.records import Turns
 from rlhf.errors import UserError
-from rlhf.records import Turns
-from rlhf.rollouts import from_lists, responses_text
-from rlhf.sampling import sample
-from rlhf.storage import tree_hash
-from rlhf.tracking import progress
+from rlhf.model.backbone import REFERENCE, Backbone
+from rlhf.model.chat import encode_completion, encode_prompt
+from rlhf.runs.files import tree_hash
+from rlhf.runs.tracking import progress
+from rlhf.sampling.local import sample
+from rlhf.sampling.rollouts import from_lists, responses_text
+from rlhf.settings.groups import ModelSettings, SamplingSettings
 
 ROLE = "feedback"
 TEXT_NOISE = 2**44

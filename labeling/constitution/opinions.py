@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from rlhf.records import Comparison
+from rlhf.data.records import Comparison
 
 MAX_LOG_ODDS = 12.0
 """Beyond this nothing is told apart: a probability within 6e-6 of certain."""

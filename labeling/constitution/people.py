@@ -16,9 +16,9 @@ from labeling.judgements import Judgement, implied_pairs, ranks_of
 from labeling.labels import Label
 from labeling.policy import Policy
 from labeling.project import Project
+from rlhf.data.records import Rank, Ranking
 from rlhf.errors import UserError
-from rlhf.evaluation import Estimate, calibration_error, pair_accuracy
-from rlhf.records import Rank, Ranking
+from rlhf.statistics.evaluation import Estimate, calibration_error, pair_accuracy
 
 PEOPLE = "people"
 

@@ -23,7 +23,7 @@ from labeling.constitution.opinions import Opinion, probability
 from labeling.constitution.prompts import Asked
 from labeling.items import Item
 from labeling.judgements import ranks_of
-from rlhf.records import Comparison, Prompt, Ranking, prompt_key, to_json
+from rlhf.data.records import Comparison, Prompt, Ranking, prompt_key, to_json
 
 BOTH_ORDERS = (False, True)
 

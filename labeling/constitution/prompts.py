@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from labeling.constitution.config import PromptSettings
-from rlhf.accounts import Account
-from rlhf.config import SourceSettings
+from rlhf.data.counts import RecordCounts
+from rlhf.data.readers import file_rows, hub_rows, local_file, parse_json
+from rlhf.data.records import Turns
+from rlhf.data.sources import read_prompts
 from rlhf.errors import UserError
-from rlhf.records import Turns
-from rlhf.rows import file_rows, hub_rows, local_file, parse_json
-from rlhf.sources import read_prompts
+from rlhf.settings.groups import SourceSettings
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Asked:
 
 def read_grouped(
     sources: Sequence[PromptSettings], *, seed: int, run_folder: Path
-) -> tuple[list[Asked], Account]:
+) -> tuple[list[Asked], RecordCounts]:
     """The prompts of all sources, mixed by weight, each with its group.
 
     Raises:
@@ -34,11 +34,11 @@ def read_grouped(
         SourceSettings(**source.model_dump(exclude={"group", "group_column"}, exclude_unset=True))
         for source in sources
     ]
-    records, account = read_prompts(plain, seed=seed, run_folder=run_folder)
+    records, counts = read_prompts(plain, seed=seed, run_folder=run_folder)
     groups: dict[str, str] = {}
     for source in sources:
         groups |= _groups(source, run_folder)
-    return [Asked(record.prompt, groups[record.where]) for record in records], account
+    return [Asked(record.prompt, groups[record.where]) for record in records], counts
 
 
 def _groups(source: PromptSettings, run_folder: Path) -> dict[str, str]:

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 
 from labeling.constitution.asking import assistant, user
 from labeling.constitution.constitution import ComparisonExample, Constitution, Principle
-from rlhf.chat import prompt_text
-from rlhf.records import Turns
+from rlhf.data.records import Turns
+from rlhf.model.chat import prompt_text
 
 _MARK = re.compile(r"<(/?(?:conversation|response))")
 OPTIONS = ("A", "B")

@@ -6,11 +6,11 @@ from typing import Any
 
 from labeling.constitution.charts import bars, columns, lines
 from labeling.constitution.constitution import Constitution
-from labeling.constitution.figures import Figures
+from labeling.constitution.metrics import Figures
 from labeling.constitution.preferences import Judged
 from labeling.constitution.revisions import Draft
 from labeling.harmless import harmless
-from rlhf.chat import prompt_text
+from rlhf.model.chat import prompt_text
 
 NUM_EXAMPLES = 6
 
@@ -44,9 +44,9 @@ _ROUND_NOTE = (
 )
 
 
-def revisions_page(figures: Figures, drafts: Sequence[Draft], constitution: Constitution, model: str) -> str:
+def revisions_page(metrics: Figures, drafts: Sequence[Draft], constitution: Constitution, model: str) -> str:
     """Of the supervised stage."""
-    found = figures["revisions"]
+    found = metrics["revisions"]
     parts = [_head("Revisions", constitution, model)]
     parts.append(_rounds("All prompts", found["rounds"]))
     if len(found["groups"]) > 1:
@@ -60,15 +60,15 @@ def revisions_page(figures: Figures, drafts: Sequence[Draft], constitution: Cons
     )
     parts.append(_table(("phrase of five words", "revisions"), phrases) if phrases else "<p>None.</p>")
     parts.append("<h2>Examples</h2>" + "".join(_draft(draft) for draft in drafts[:NUM_EXAMPLES]))
-    parts.append(_took(figures))
+    parts.append(_took(metrics))
     return _page("Revisions", parts)
 
 
 def preferences_page(
-    figures: Figures, judged: Sequence[Judged], constitution: Constitution, model: str
+    metrics: Figures, judged: Sequence[Judged], constitution: Constitution, model: str
 ) -> str:
     """Of the preference stage."""
-    found = figures["preferences"]
+    found = metrics["preferences"]
     rows = [(label, found[name]) for name, label in _PREFERENCE_ROWS]
     parts = [_head("Preferences", constitution, model)]
     parts.append("<h2>Preferences</h2>" + _table(("", ""), rows))
@@ -84,7 +84,7 @@ def preferences_page(
         if key in found:
             parts.append(_beside(found[key], who))
     parts.append("<h2>Examples</h2>" + "".join(_item(each) for each in judged[:NUM_EXAMPLES]))
-    parts.append(_took(figures))
+    parts.append(_took(metrics))
     return _page("Preferences", parts)
 
 
@@ -135,11 +135,11 @@ def _groups(groups: Mapping[str, Sequence[Figures]]) -> str:
     return f"<h2>Groups of prompts</h2>{table}{_figure(lines(series, 'round'), note)}"
 
 
-def _took(figures: Figures) -> str:
+def _took(metrics: Figures) -> str:
     parts = []
     for key, title in (("running", "What it took"), ("writing", "What the writer took")):
-        if key in figures:
-            found = figures[key]
+        if key in metrics:
+            found = metrics[key]
             rows = [(name.replace("_", " "), value) for name, value in found.items() if name != "failures"]
             rows += [(f"failed: {name.replace('_', ' ')}", n) for name, n in found["failures"].items()]
             parts.append(f"<h2>{title}</h2>{_table(('', ''), rows)}")

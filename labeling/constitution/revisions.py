@@ -16,7 +16,7 @@ from labeling.constitution.asking import Model, Request, Written, as_turns, seed
 from labeling.constitution.config import RevisionsSettings, TextSettings
 from labeling.constitution.constitution import Constitution, Principle
 from labeling.constitution.prompts import Asked
-from rlhf.records import Demonstration, Prompt, Turns, prompt_key, to_json
+from rlhf.data.records import Demonstration, Prompt, Turns, prompt_key, to_json
 
 GIVEN = "given"
 """The model of responses that came from a file."""

@@ -17,22 +17,22 @@ from labeling.constitution.config import (
     RevisionsSettings,
 )
 from labeling.constitution.constitution import Constitution
-from labeling.constitution.figures import Figures, preference_figures, revision_figures, running_figures
+from labeling.constitution.metrics import Figures, preference_figures, revision_figures, running_figures
 from labeling.constitution.prompts import read_grouped
 from labeling.constitution.report import preferences_page, revisions_page
 from labeling.constitution.stages import completions_file, model_folder
 from labeling.database import shown_location
 from labeling.items import Item, read_items
-from rlhf.accounts import Account
-from rlhf.artifacts import StageRun, Writer
-from rlhf.config import Recipe
-from rlhf.distributed import start_process
+from rlhf.data.counts import RecordCounts
+from rlhf.data.records import Demonstration, Ranking, write_jsonl
+from rlhf.data.scorers import load_scorer
+from rlhf.data.sources import read_demonstrations, read_rankings
 from rlhf.errors import UserError
-from rlhf.manifest import json_value
-from rlhf.records import Demonstration, Ranking, write_jsonl
-from rlhf.scorers import load_scorer
-from rlhf.sources import read_demonstrations, read_rankings
-from rlhf.tracking import print_result
+from rlhf.parallel.start import start_process
+from rlhf.runs.manifest import json_value
+from rlhf.runs.stage import StageRun, Writer
+from rlhf.runs.tracking import print_result
+from rlhf.settings.recipe import Recipe
 
 DEMONSTRATIONS, RANKINGS, MIXED = "demonstrations.jsonl", "rankings.jsonl", "mixed.jsonl"
 REVISIONS, COMPARISONS = "revisions.jsonl", "comparisons.jsonl"
@@ -96,11 +96,11 @@ class Running:
         return self.recipe.run.seed
 
     def _make_revisions(self, part: RevisionsSettings) -> None:
-        account = Account()
+        counts = RecordCounts()
         reviser = revisions.Reviser(
             self.constitution, self.writer, self.feedback, part, self.settings.num_examples, self.seed
         )
-        drafts = reviser.revise(self._first_drafts(reviser, part, account))
+        drafts = reviser.revise(self._first_drafts(reviser, part, counts))
         annotator = self.constitution.annotator
         own = revisions.demonstrations(drafts, part, annotator)
         if not own:
@@ -109,21 +109,21 @@ class Running:
                 where="labeling.constitution.revisions",
                 fix="Choose another feedback model.",
             )
-        helpful = self._demonstrations(part.helpful, account)
+        helpful = self._demonstrations(part.helpful, counts)
         both = revisions.mixed(own, helpful, part.helpful_share, seed=self.seed)
-        account.print("revisions")
+        counts.print("revisions")
         score = load_scorer(part.scorer) if part.scorer else None
         found = {"revisions": revision_figures(drafts, self.constitution, score)} | self._took()
         num_own = sum(each.annotator == annotator for each in both)
-        counts = {"demonstrations": len(both), "demonstrations_by_constitution": num_own}
+        numbers = {"demonstrations": len(both), "demonstrations_by_constitution": num_own}
         self._publish(
             {
                 DEMONSTRATIONS: lambda path: write_jsonl(path, both),
                 REVISIONS: _lines(revisions.record(draft, reviser, annotator) for draft in drafts),
                 REPORT: _text(revisions_page(found, drafts, self.constitution, self.feedback.name)),
             },
-            found | counts,
-            account,
+            found | numbers,
+            counts,
         )
         first, last = found["revisions"]["rounds"][0], found["revisions"]["rounds"][-1]
         rows = [
@@ -136,21 +136,21 @@ class Running:
         self._print(rows, DEMONSTRATIONS, "sft", "demonstrations")
 
     def _first_drafts(
-        self, reviser: revisions.Reviser, part: RevisionsSettings, account: Account
+        self, reviser: revisions.Reviser, part: RevisionsSettings, counts: RecordCounts
     ) -> list[revisions.Draft]:
-        drafts = revisions.given(self._demonstrations(part.responses, account), group="given responses")
+        drafts = revisions.given(self._demonstrations(part.responses, counts), group="given responses")
         if part.prompts:
             asked, read = read_grouped(part.prompts, seed=self.seed, run_folder=self.recipe.run_folder)
-            account.merge(read)
+            counts.merge(read)
             drafts += reviser.respond(asked)
         return drafts
 
     def _make_preferences(self, part: PreferencesSettings) -> None:
-        account = Account()
+        counts = RecordCounts()
         comparer = preferences.Comparer(
             self.constitution, self.feedback, part, self.settings.num_examples, self.seed
         )
-        judged = comparer.judge(self._items(part, account))
+        judged = comparer.judge(self._items(part, counts))
         annotator = self.constitution.annotator
         rankings = [each.ranking(annotator, hard=part.labels == "hard") for each in judged]
         own = [ranking for ranking in rankings if ranking is not None]
@@ -166,9 +166,9 @@ class Running:
                 where="labeling.constitution.preferences",
                 fix="Choose another feedback model, or another way of reading choices (`answers`).",
             )
-        humans = self._rankings(part.people, account)
-        if account.read():
-            account.print("preferences")
+        humans = self._rankings(part.people, counts)
+        if counts.read():
+            counts.print("preferences")
         beside = people.beside(judged, humans, annotator) if humans else None
         score = load_scorer(part.scorer) if part.scorer else None
         found = {"preferences": preference_figures(judged, beside, score)} | self._took()
@@ -186,15 +186,15 @@ class Running:
             entered = people.enter_ranks(part.project, judged, annotator)
             where = shown_location(part.project)
             print(f"preferences: {entered.labels:,} new labels by {annotator} in {where}")
-        self._publish(writers, found | {"rankings": len(own)}, account)
+        self._publish(writers, found | {"rankings": len(own)}, counts)
         self._print(_preference_rows(found["preferences"]), RANKINGS, "reward", "rankings")
 
-    def _items(self, part: PreferencesSettings, account: Account) -> list[Item]:
+    def _items(self, part: PreferencesSettings, counts: RecordCounts) -> list[Item]:
         path = completions_file(part, self.recipe.run_folder)
         if path is not None:
             return read_items(path)[: part.limit]
         asked, read = read_grouped(part.prompts, seed=self.seed, run_folder=self.recipe.run_folder)
-        account.merge(read)
+        counts.merge(read)
         items = preferences.write_completions(asked[: part.limit], self.writer, part, seed=self.seed)
         if not items:
             raise UserError(
@@ -204,18 +204,18 @@ class Running:
             )
         return items
 
-    def _demonstrations(self, sources: Sequence[Any], account: Account) -> list[Demonstration]:
+    def _demonstrations(self, sources: Sequence[Any], counts: RecordCounts) -> list[Demonstration]:
         if not sources:
             return []
         found, read = read_demonstrations(sources, seed=self.seed, run_folder=self.recipe.run_folder)
-        account.merge(read)
+        counts.merge(read)
         return found
 
-    def _rankings(self, sources: Sequence[Any], account: Account) -> list[Ranking]:
+    def _rankings(self, sources: Sequence[Any], counts: RecordCounts) -> list[Ranking]:
         if not sources:
             return []
         found, read = read_rankings(sources, seed=self.seed, run_folder=self.recipe.run_folder)
-        account.merge(read)
+        counts.merge(read)
         return found
 
     def _took(self) -> Figures:
@@ -228,10 +228,10 @@ class Running:
             found["writing"] = running_figures(counts, self.settings.writer.endpoint)
         return found
 
-    def _publish(self, writers: Mapping[str, Writer], found: Figures, account: Account) -> None:
+    def _publish(self, writers: Mapping[str, Writer], found: Figures, counts: RecordCounts) -> None:
         values = json_value({"annotator": self.constitution.annotator, "model": self.feedback.name} | found)
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-        self.stage.publish({**writers, FIGURES: _text(text)}, metrics=values, accounts=account.to_json())
+        self.stage.publish({**writers, FIGURES: _text(text)}, metrics=values, accounts=counts.to_json())
 
     def _print(self, rows: list[tuple[str, str]], records: str, stage: str, read: str) -> None:
         """Say what came out, and how `stage` goes on with it, whose setting `read` names what it reads."""

@@ -10,8 +10,8 @@ from labeling.constitution.asking import Answer, Chosen, Request, Written, log_s
 from labeling.constitution.cache import Cache
 from labeling.constitution.config import EndpointSettings
 from labeling.constitution.endpoint import Call, Endpoint, Json
-from rlhf.chat import prompt_text
 from rlhf.errors import UserError
+from rlhf.model.chat import prompt_text
 
 CHAT, TYPED = "chat/completions", "systemone"
 NUM_TOP = 20

@@ -12,12 +12,13 @@ from labeling.constitution.config import (
     RevisionsSettings,
 )
 from labeling.constitution.constitution import Constitution, load_constitution
-from rlhf.artifacts import StageRun, sha256_file, tree_hash
-from rlhf.config import Recipe, Settings
+from rlhf.data.readers import MIXED
+from rlhf.data.scorers import scorer_fingerprint
+from rlhf.data.sources import source_fingerprints
 from rlhf.errors import UserError
-from rlhf.rows import MIXED
-from rlhf.scorers import scorer_fingerprint
-from rlhf.sources import source_fingerprints
+from rlhf.runs.stage import StageRun, sha256_file, tree_hash
+from rlhf.settings.groups import Settings
+from rlhf.settings.recipe import Recipe
 
 Name = Literal["revisions", "preferences"]
 STAGES: tuple[Name, ...] = ("revisions", "preferences")

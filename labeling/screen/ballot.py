@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, replace
 
 from labeling.judgements import SCORES, Judgement, Task
 from labeling.policy import Policy
+from rlhf.data.records import FAILED, Rank
 from rlhf.errors import UserError
-from rlhf.records import FAILED, Rank
 
 _SUFFIXES = {1: "st", 2: "nd", 3: "rd"}
 

@@ -9,7 +9,7 @@ from labeling.screen.bars import BAD, BOLD, DIM, FOCUS, GOOD, OPEN, PLAIN, TROUB
 from labeling.screen.desk import Refused
 from labeling.testimony import votes
 from labeling.workplace import Standing
-from rlhf.records import FAILED, Rank
+from rlhf.data.records import FAILED, Rank
 
 
 def status_line(labeler: str, standing: Standing | None, ballot: Ballot | None) -> tuple[list[Segment], str]:

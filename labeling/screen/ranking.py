@@ -23,9 +23,9 @@ from labeling.screen.pane import TextPane
 from labeling.session import MAX_REASON_CHARACTERS, new_submission
 from labeling.testimony import testimony
 from labeling.workplace import Standing, Workplace
-from rlhf.chat import prompt_text
+from rlhf.data.records import FAILED, Rank
 from rlhf.errors import UserError
-from rlhf.records import FAILED, Rank
+from rlhf.model.chat import prompt_text
 
 MIN_COLUMNS, MIN_ROWS = 40, 12
 PATIENCE_SECONDS = 0.15

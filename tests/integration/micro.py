@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 import ppo.__main__
 import reward.__main__
 import sft.__main__
-from rlhf.artifacts import require
-from rlhf.errors import run_command
-from rlhf.tracking import read_metrics
+from rlhf.commands.process import run_command
+from rlhf.runs.stage import require
+from rlhf.runs.tracking import read_metrics
 
 CONFIG = "tests/integration/micro.yaml"
 MAIN = {"sft": sft.__main__.main, "reward": reward.__main__.main, "ppo": ppo.__main__.main}
@@ -34,7 +34,7 @@ def start(stage: str, folder: Path, *arguments: str) -> int:
 
 
 def make_run(root: Path, runs: Path, name: str, *words: str, settings: str = "") -> "subprocess.Popen[str]":
-    """`make` with these goals and variables on the run `name`, as a user starts it; all it says is one pipe."""
+    """`make` with these goals and variables on the run `name`, as a user starts it; its output is one pipe."""
     outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
     environment = {key: value for key, value in os.environ.items() if key not in outer}
     return subprocess.Popen(

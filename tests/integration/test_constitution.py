@@ -22,10 +22,11 @@ from labeling.__main__ import main
 from labeling.export import ExportOptions, export
 from labeling.labels import read_labels
 from labeling.project import Project
-from rlhf.artifacts import require
-from rlhf.config import SourceSettings
-from rlhf.errors import UserError, run_command
-from rlhf.rows import local_file
+from rlhf.commands.process import run_command
+from rlhf.data.readers import local_file
+from rlhf.errors import UserError
+from rlhf.runs.stage import require
+from rlhf.settings.groups import SourceSettings
 from tests.feedback import GOLD, feedback_server, lines, write_recipe
 
 pytestmark = pytest.mark.slow
@@ -54,7 +55,7 @@ def start(recipe: Path, *arguments: str, command: str = "constitution") -> int:
     return run_command(main, [command, "--config", str(recipe), *arguments])
 
 
-def figures(folder: Path, stage: str) -> dict[str, Any]:
+def metrics(folder: Path, stage: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((folder / "runs" / "run" / stage / "report.json").read_text())
     return found
 
@@ -79,10 +80,10 @@ def test_both_stages_publish_labels_by_the_constitution(server: str, tmp_path: P
     annotators = {row["annotator"] for row in [*demonstrations, *rankings]}
     assert len(annotators) == 1
     assert annotators.pop().startswith("constitution@")
-    rounds = figures(tmp_path, "revisions")["revisions"]["rounds"]
+    rounds = metrics(tmp_path, "revisions")["revisions"]["rounds"]
     assert [each["round"] for each in rounds] == [0, 1, 2]
     assert rounds[2]["score_mean"] > rounds[0]["score_mean"]
-    assert figures(tmp_path, "preferences")["preferences"]["scorer"]["accuracy"] > 0.75
+    assert metrics(tmp_path, "preferences")["preferences"]["scorer"]["accuracy"] > 0.75
     row = lines(run / "revisions" / "revisions.jsonl")[0]
     assert row["response"]["model"] == "given"
     assert {"principle", "critique", "revision"} <= set(row["rounds"][0])
@@ -120,7 +121,7 @@ def test_an_endpoint_that_is_not_there_is_said_at_once(
 def test_a_position_bias_is_reported_and_gone_from_the_labels(tmp_path: Path, bias: float) -> None:
     with feedback_server("--scorer", GOLD, "--error-rate", str(ERROR_RATE), "--bias", str(bias)) as url:
         assert start(write_recipe(tmp_path, url, preferences=PREFERENCES)) == 0
-    found = figures(tmp_path, "preferences")["preferences"]
+    found = metrics(tmp_path, "preferences")["preferences"]
     assert found["bias_log_odds"] == pytest.approx(bias, abs=0.05)
     for row in lines(tmp_path / "runs" / "run" / "preferences" / "rankings.jsonl"):
         for _, _, probability in row["comparisons"]:
@@ -132,7 +133,7 @@ def test_an_endpoint_without_log_probabilities_votes(tmp_path: Path) -> None:
     with feedback_server("--scorer", GOLD, "--error-rate", str(ERROR_RATE), "--no-logprobs") as url:
         limited = {**PREFERENCES, "limit": 6}
         assert start(write_recipe(tmp_path, url, endpoint={"votes": 4}, preferences=limited)) == 0
-    found = figures(tmp_path, "preferences")["preferences"]
+    found = metrics(tmp_path, "preferences")["preferences"]
     assert set(found["methods"]) == {"votes"}
     assert found["scorer"]["accuracy"] > 0.7
     values = {
@@ -146,7 +147,7 @@ def test_a_typed_decision_says_what_log_probabilities_say(server: str, tmp_path:
     plain = write_recipe(tmp_path, server, preferences=PREFERENCES)
     typed = write_recipe(tmp_path / "typed", server, endpoint={"answers": "typed"}, preferences=PREFERENCES)
     assert (start(plain), start(typed)) == (0, 0)
-    assert set(figures(tmp_path / "typed", "preferences")["preferences"]["methods"]) == {"typed"}
+    assert set(metrics(tmp_path / "typed", "preferences")["preferences"]["methods"]) == {"typed"}
     for one, other in zip(
         lines(tmp_path / "runs/run/preferences/rankings.jsonl"),
         lines(tmp_path / "typed/runs/run/preferences/rankings.jsonl"),
@@ -180,7 +181,7 @@ def test_every_kind_of_failure_is_counted_and_nothing_is_asked_again_after_succe
         few = {"revisions": {**REVISIONS, "responses": [{**RESPONSES[0], "limit": 6}]}}
         recipe = write_recipe(tmp_path, url, endpoint=patient, preferences={**PREFERENCES, "limit": 6}, **few)
         assert start(recipe) == 0
-    took = [figures(tmp_path, stage)["running"] for stage in ("revisions", "preferences")]
+    took = [metrics(tmp_path, stage)["running"] for stage in ("revisions", "preferences")]
     kinds = {"status_429", "status_500", "timed_out", "connection_lost", "broken_json", "unusable_answer"}
     failures = Counter[str]()
     for each in took:
@@ -227,7 +228,7 @@ def test_a_budget_stops_the_stage_and_a_higher_one_goes_on(
     assert start(recipe, f"{cost}=0.002") == 2
     assert "the budget is spent" in capsys.readouterr().err
     assert start(recipe, f"{cost}=1") == 0
-    took = figures(tmp_path, "preferences")["running"]
+    took = metrics(tmp_path, "preferences")["running"]
     assert took["cost"] == pytest.approx(took["input_tokens"] / 1e6)
     questions = len(lines(tmp_path / "runs" / "run" / "preferences" / "comparisons.jsonl")) * 2
     assert took["requests"] == took["answers"] == questions + 1  # of both runs, and how it can answer at all
@@ -274,7 +275,7 @@ def test_people_are_agreed_with_mixed_in_and_joined_in_their_project(
     both = 'reward.rankings=[{path: "{run}/preferences/mixed.jsonl"}]'
     assert start(write_recipe(tmp_path, server, preferences=settings), both) == 0
     assert "next: make reward CONFIG=" in capsys.readouterr().out  # LABELS would say other rankings
-    found = figures(tmp_path, "preferences")["preferences"]["people"]
+    found = metrics(tmp_path, "preferences")["preferences"]["people"]
     assert found["items"] == 12
     assert found["agreement"]["value"] > 0.5
     assert found["kappa"]["value"] > 0.1
@@ -344,7 +345,7 @@ def test_safe_and_unsafe_prompts_are_reported_apart(tmp_path: Path) -> None:
     with feedback_server("--error-rate", "0") as url:
         recipe = write_recipe(tmp_path, url, path="configs/constitutions/general.yaml", revisions=revisions)
         assert start(recipe, command="revisions") == 0
-    groups = figures(tmp_path, "revisions")["revisions"]["groups"]
+    groups = metrics(tmp_path, "revisions")["revisions"]["groups"]
     assert {name: rounds[0]["evasive_share"] for name, rounds in groups.items()} == {
         "safe": 1.0,
         "unsafe": 1.0,
@@ -360,5 +361,5 @@ def test_xstest_prompts_come_apart_by_their_label(shared: Path, tmp_path: Path) 
         revisions = {"prompts": [source], "rounds": 1}
         recipe = write_recipe(tmp_path, url, path="configs/constitutions/general.yaml", revisions=revisions)
         assert start(recipe, command="revisions") == 0
-    groups = figures(tmp_path, "revisions")["revisions"]["groups"]
+    groups = metrics(tmp_path, "revisions")["revisions"]["groups"]
     assert {name: rounds[0]["texts"] for name, rounds in groups.items()} == {"safe": 250, "unsafe": 200}

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerFast
 import labeling.__main__
 import sft.__main__
 from labeling.items import read_items
-from rlhf.artifacts import require
-from rlhf.config import SourceSettings
-from rlhf.errors import run_command
-from rlhf.sources import read_demonstrations, read_rankings
+from rlhf.commands.process import run_command
+from rlhf.data.sources import read_demonstrations, read_rankings
+from rlhf.runs.stage import require
+from rlhf.settings.groups import SourceSettings
 from tests.small import SPECIALS, write_small_model
 
 pytestmark = pytest.mark.slow
@@ -111,9 +111,9 @@ def test_demonstrations_end_after_the_sentences_asked_for(home: Path) -> None:
     for record in records:
         assert sum(record.completion.count(end) for end in (".", "!")) == 2
         assert record.completion[-1] in ".!"
-    account = require(home / "runs" / "r", "demonstrations").accounts["prompts"]["total"]
-    assert account["read"] == 8
-    assert account["used"] == len(records)
+    counts = require(home / "runs" / "r", "demonstrations").accounts["prompts"]["total"]
+    assert counts["read"] == 8
+    assert counts["used"] == len(records)
 
 
 def test_samples_name_their_model_and_rankings_keep_them_all(home: Path) -> None:
@@ -123,8 +123,8 @@ def test_samples_name_their_model_and_rankings_keep_them_all(home: Path) -> None
     assert {item.model for item in items} == {require(run, "sft").artifact_sha256}
     assert all(len(item.completions) == len(item.ended or ()) == 3 for item in items)
     source = SourceSettings(path="{run}/rankings/rankings.jsonl")
-    rankings, account = read_rankings([source], seed=0, run_folder=run)
-    assert account.read() == 8
+    rankings, counts = read_rankings([source], seed=0, run_folder=run)
+    assert counts.read() == 8
     kept = {(ranking.prompt, ranking.completions) for ranking in rankings}
     assert kept <= {(item.prompt, item.completions) for item in items}
     assert {ranking.annotator for ranking in rankings} == {f"scripted:{home / 'gold.py'}:cats"}

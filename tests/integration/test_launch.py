@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rlhf import checkpoints
-from rlhf.artifacts import require
-from rlhf.tracking import read_metrics
+from rlhf.runs import checkpoints
+from rlhf.runs.stage import require
+from rlhf.runs.tracking import read_metrics
 from tests.integration.micro import assert_same_results, copy_stages, make_run
 
 pytestmark = pytest.mark.slow

@@ -14,8 +14,8 @@ import reward.__main__
 import sft.__main__
 from labeling.__main__ import main
 from labeling.project import Project
-from rlhf.artifacts import require
-from rlhf.errors import run_command
+from rlhf.commands.process import run_command
+from rlhf.runs.stage import require
 from tests.terminals import terminal
 
 pytestmark = pytest.mark.slow

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 import ppo.chat
-from rlhf.artifacts import require, sha256_file
-from rlhf.backbone import REFERENCE, Backbone
-from rlhf.config import load_recipe
-from rlhf.errors import run_command
-from rlhf.tracking import read_metrics
+from rlhf.commands.process import run_command
+from rlhf.model.backbone import REFERENCE, Backbone
+from rlhf.runs.stage import require, sha256_file
+from rlhf.runs.tracking import read_metrics
+from rlhf.settings.recipe import load_recipe
 from tests.glossary import assert_documented
 from tests.integration.micro import CONFIG, STAGES, start
 from tests.wandb_offline import merge_steps, read_offline_run
@@ -218,10 +218,10 @@ def test_a_whole_run_on_a_quantized_base_starts_from_the_same_sft_model(
     for row in read_metrics(runs / precision / "ppo" / "metrics.jsonl"):
         assert row.get("ppo/sampler_gap_nats_max", 0) < 1e-4
         assert row.get("ppo/first_approx_kl", 0) < 1e-6
-    figures = metrics_of(runs, "ppo", precision)
-    assert figures["before_kl_nats_per_response"] == 0 != figures["after_kl_nats_per_response"]
+    metrics = metrics_of(runs, "ppo", precision)
+    assert metrics["before_kl_nats_per_response"] == 0 != metrics["after_kl_nats_per_response"]
     exact = metrics_of(runs, "ppo")["merged_gap_nats_mean"]
-    assert exact < 1e-4 < figures["merged_gap_nats_mean"] < 1
+    assert exact < 1e-4 < metrics["merged_gap_nats_mean"] < 1
 
 
 def test_a_reward_model_of_another_precision_is_normalized_anew(

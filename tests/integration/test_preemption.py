@@ -18,9 +18,9 @@ import ppo.train
 import reward.trainer
 from ppo.evaluate import Evaluator
 from ppo.update import Updater
-from rlhf import checkpoints
-from rlhf.artifacts import require
-from rlhf.tracking import read_metrics
+from rlhf.runs import checkpoints
+from rlhf.runs.stage import require
+from rlhf.runs.tracking import read_metrics
 from sft.trainer import Trainer
 from tests.integration.micro import MODEL, assert_same_results, copy_stages, start
 from tests.wandb_offline import merge_steps, read_offline_run
@@ -63,7 +63,7 @@ PLACES: dict[str, tuple[str, Any, str, int, int | None]] = {
     "sft, in a step": ("sft", Trainer, "compute_loss", 7, 7),
     "reward, in a step": ("reward", reward.trainer.Trainer, "accumulate", 3, 3),
     "reward, in its last samples": ("reward", reward.trainer.Trainer, "score_groups", 1, 5),
-    "ppo, measuring the reference": ("ppo", Evaluator, "measure", 1, None),
+    "ppo, measuring the reference": ("ppo", Evaluator, "evaluate", 1, None),
     "ppo, sampling": ("ppo", ppo.train, "collect", 2, 1),
     "ppo, training": ("ppo", Updater, "accumulate", 10, 2),
     "ppo, saving": ("ppo", checkpoints, "sync_tree", 1, 2),

@@ -17,13 +17,14 @@ from reward.data import load_rankings
 from reward.model import base_identity, load_reward, pad_right
 from reward.train import reference_scores
 from reward.trainer import Trainer
-from rlhf.artifacts import require
-from rlhf.backbone import REFERENCE, Backbone
-from rlhf.chat import encode_completion, encode_prompt
-from rlhf.config import load_recipe
-from rlhf.errors import UserError, run_command
-from rlhf.sampling import sample
-from rlhf.tracking import read_metrics
+from rlhf.commands.process import run_command
+from rlhf.errors import UserError
+from rlhf.model.backbone import REFERENCE, Backbone
+from rlhf.model.chat import encode_completion, encode_prompt
+from rlhf.runs.stage import require
+from rlhf.runs.tracking import read_metrics
+from rlhf.sampling.local import sample
+from rlhf.settings.recipe import load_recipe
 from sft.__main__ import main as sft_main
 from tests.glossary import assert_documented
 

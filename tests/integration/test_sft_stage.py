@@ -13,12 +13,12 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlhf import checkpoints
-from rlhf.artifacts import require
-from rlhf.chat import encode_prompt
-from rlhf.errors import run_command
-from rlhf.records import Demonstration, Message, Turns, write_jsonl
-from rlhf.tracking import read_metrics
+from rlhf.commands.process import run_command
+from rlhf.data.records import Demonstration, Message, Turns, write_jsonl
+from rlhf.model.chat import encode_prompt
+from rlhf.runs import checkpoints
+from rlhf.runs.stage import require
+from rlhf.runs.tracking import read_metrics
 from sft.__main__ import main
 from tests.small import write_small_model
 
@@ -80,9 +80,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_learns_and_the_published_model_opens_in_plain_transformers(finished: Path) -> None:
     manifest = require(finished / "runs" / "r", "sft")
-    figures = manifest.metrics
-    assert figures["after_heldout_loss_nats_per_token"] < 1.0 < figures["before_heldout_loss_nats_per_token"]
-    assert figures["sample_eos_rate"] > 0.8
+    metrics = manifest.metrics
+    assert metrics["after_heldout_loss_nats_per_token"] < 1.0 < metrics["before_heldout_loss_nats_per_token"]
+    assert metrics["sample_eos_rate"] > 0.8
     tokenizer = AutoTokenizer.from_pretrained(manifest.path())
     model: Any = AutoModelForCausalLM.from_pretrained(manifest.path())
     ids = encode_prompt(tokenizer, conversation("lamp", "green"))

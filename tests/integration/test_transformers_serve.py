@@ -17,7 +17,7 @@ import pytest
 from transformers.utils.import_utils import is_serve_available
 
 from labeling.__main__ import main
-from rlhf.errors import run_command
+from rlhf.commands.process import run_command
 from tests.feedback import lines, write_recipe
 
 pytestmark = [

@@ -9,8 +9,8 @@ from ppo.config import KLSettings, PPOSettings
 from ppo.models import POLICY, VALUE, build_roles
 from ppo.rollout import PromptSet, collect, experience, schedule_prompts, score_values
 from ppo.update import Updater
-from rlhf.backbone import Backbone
-from rlhf.config import LoraSettings, SamplingSettings, SourceSettings
+from rlhf.model.backbone import Backbone
+from rlhf.settings.groups import LoraSettings, SamplingSettings, SourceSettings
 from tests.small import small_backbone
 
 BETA = 0.5

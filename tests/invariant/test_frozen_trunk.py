@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from ppo.models import POLICY, VALUE
-from rlhf.backbone import REFERENCE, Backbone
-from rlhf.config import LoraSettings
 from rlhf.errors import UserError
+from rlhf.model.backbone import REFERENCE, Backbone
+from rlhf.settings.groups import LoraSettings
 from tests.invariant.test_ppo_properties import PROMPTS, Game, close, ppo_settings
 from tests.small import perturb, word_tokenizer
 

@@ -24,9 +24,9 @@ from ppo.rollout import (
     score_values,
 )
 from ppo.update import Updater
-from rlhf.backbone import REFERENCE, Backbone
-from rlhf.config import LoraSettings, Precision, SamplingSettings, SourceSettings
-from rlhf.rollouts import Rollouts
+from rlhf.model.backbone import REFERENCE, Backbone
+from rlhf.sampling.rollouts import Rollouts
+from rlhf.settings.groups import LoraSettings, Precision, SamplingSettings, SourceSettings
 from tests.small import perturb, small_backbone
 
 PROMPTS = PromptSet(
@@ -222,8 +222,8 @@ def test_gradient_checkpointing_changes_no_sample_and_no_gradient_of_either_role
 @pytest.mark.parametrize("pad_token", ["<eos>", "<unk>", "w5"])
 def test_the_choice_of_pad_token_changes_no_weight(pad_token: str) -> None:
     own, other = Game(ppo_settings()), Game(ppo_settings(), pad_token=pad_token)
-    figures = own.play(3), other.play(3)
-    for a, b in zip(*figures, strict=True):
+    metrics = own.play(3), other.play(3)
+    for a, b in zip(*metrics, strict=True):
         assert a == pytest.approx(b, rel=1e-3, abs=1e-5)
     close(own.weights(), other.weights())
 
@@ -231,8 +231,8 @@ def test_the_choice_of_pad_token_changes_no_weight(pad_token: str) -> None:
 def test_the_number_of_optimizer_steps_is_epochs_times_minibatches_exactly() -> None:
     for rollouts, minibatches in ((16, 3), (16, 16), (7, 4)):
         game = Game(ppo_settings(rollouts_per_iteration=rollouts, num_minibatches=minibatches))
-        figures = game.play(2)
-        assert [f["num_steps"] for f in figures] == [2 * minibatches] * 2
+        metrics = game.play(2)
+        assert [f["num_steps"] for f in metrics] == [2 * minibatches] * 2
         steps = {int(s["step"]) for s in game.updater.optimization.optimizer.state.values()}
         assert steps == {4 * minibatches}
 
@@ -323,9 +323,9 @@ def test_value_warm_up_trains_the_value_alone() -> None:
 
 def test_an_iteration_stops_early_once_the_policy_has_moved_too_far() -> None:
     game = Game(ppo_settings(policy_learning_rate=0.05, max_approx_kl=1e-3))
-    figures = game.play(1)[0]
-    assert figures["stopped_early"] == 1
-    assert figures["num_steps"] < 6
+    metrics = game.play(1)[0]
+    assert metrics["stopped_early"] == 1
+    assert metrics["num_steps"] < 6
 
 
 def test_the_learning_rates_decay_linearly_to_zero() -> None:
@@ -344,8 +344,8 @@ def test_a_loss_that_is_not_finite_is_skipped_counted_and_in_the_end_an_error() 
     batch = game.experience(game.sample())
     broken = replace(batch, advantages_BT=batch.advantages_BT * float("nan"))
     start = game.weights()
-    figures = game.updater.update(broken, iteration=0)
-    assert figures["num_skipped_steps"] == 2
+    metrics = game.updater.update(broken, iteration=0)
+    assert metrics["num_skipped_steps"] == 2
     assert all(torch.equal(start[k], w) for k, w in game.weights().items())
     with pytest.raises(UserError, match="3 optimizer steps in a row"):
         game.updater.update(broken, iteration=1)

@@ -49,8 +49,8 @@ def test_deepspeed_took_the_steps(folder: Path, case: str) -> None:
     stage3 = CASES[case].zero == 3
     expected = "DeepSpeedZeroOptimizer_Stage3" if stage3 else "DeepSpeedZeroOptimizer"
     for trained in TRAININGS:
-        assert Outcome(folder, trained, case).figures["engine"] == expected
-        assert Outcome(folder, trained, "one").figures["engine"] is None
+        assert Outcome(folder, trained, case).metrics["engine"] == expected
+        assert Outcome(folder, trained, "one").metrics["engine"] is None
 
 
 @pytest.mark.parametrize("trained", ["ppo", "trunk"])
@@ -59,8 +59,8 @@ def test_the_rollouts_of_a_prompt_do_not_depend_on_who_draws_them(
     folder: Path, trained: str, case: str
 ) -> None:
     one, two = Outcome(folder, trained, "one"), Outcome(folder, trained, case)
-    assert two.figures["responses"] == one.figures["responses"]
-    lengths = {len(response) for batch in one.figures["responses"] for response in batch}
+    assert two.metrics["responses"] == one.metrics["responses"]
+    lengths = {len(response) for batch in one.metrics["responses"] for response in batch}
     assert len(lengths) > 3  # else nothing of what is said about uneven lengths is shown
 
 
@@ -83,7 +83,7 @@ def test_what_a_checkpoint_holds_does_not_depend_on_the_team(folder: Path, train
             assert torch.linalg.vector_norm(moment - two.tensors[key]) <= BOUND * torch.linalg.vector_norm(
                 moment
             )
-    assert two.figures["restored"]
+    assert two.metrics["restored"]
 
 
 # Stopped in between.
@@ -97,10 +97,10 @@ def test_two_processes_go_on_as_if_nothing_had_happened(
     one, other = Outcome(folder, trained, straight), Outcome(folder, trained, resumed)
     assert one.tensors.keys() == other.tensors.keys()
     assert all(torch.equal(value, other.tensors[key]) for key, value in one.tensors.items())
-    figures = dict(one.figures)
+    metrics = dict(one.metrics)
     if trained == "ppo":
-        figures |= {name: figures[name][PPO_CUT:] for name in ("updates", "responses")}
-    assert other.figures == figures
+        metrics |= {name: metrics[name][PPO_CUT:] for name in ("updates", "responses")}
+    assert other.metrics == metrics
 
 
 @pytest.mark.parametrize("trained", RESUMED)

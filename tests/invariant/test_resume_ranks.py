@@ -29,7 +29,7 @@ def out(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_take_the_course_of_one(out: Path, case: str) -> None:
     one, two = Outcome(out, "sft", "one"), Outcome(out, "sft", case)
     assert max(distances(one, two).values()) <= BOUND
-    (step, first), (again, second) = one.figures["rows"][0], two.figures["rows"][0]
+    (step, first), (again, second) = one.metrics["rows"][0], two.metrics["rows"][0]
     assert step == again >= 3
     for name in ("sft/loss_nats_per_token", "sft/gradient_norm", "sft/learning_rate"):
         assert second[name] == pytest.approx(first[name], rel=1e-4)
@@ -39,8 +39,8 @@ def test_two_processes_take_the_course_of_one(out: Path, case: str) -> None:
 def test_deepspeed_took_the_steps(out: Path, case: str) -> None:
     stage3 = CASES[case].zero == 3
     expected = "DeepSpeedZeroOptimizer_Stage3" if stage3 else "DeepSpeedZeroOptimizer"
-    assert [figures["engine"] for figures in Outcome(out, "sft", case).of_ranks] == [expected] * 2
-    assert Outcome(out, "sft", "one").figures["engine"] is None
+    assert [metrics["engine"] for metrics in Outcome(out, "sft", case).of_ranks] == [expected] * 2
+    assert Outcome(out, "sft", "one").metrics["engine"] is None
 
 
 def test_without_synchronization_the_bound_is_broken(out: Path) -> None:
@@ -53,7 +53,7 @@ def test_two_processes_go_on_as_if_nothing_had_happened(out: Path, straight: str
     one, other = Outcome(out, "sft", straight), Outcome(out, "sft", resumed)
     assert one.tensors.keys() == other.tensors.keys()
     assert all(torch.equal(value, other.tensors[key]) for key, value in one.tensors.items())
-    assert one.figures == other.figures
+    assert one.metrics == other.metrics
 
 
 @pytest.mark.parametrize(("straight", "resumed"), ELSEWHERE)
@@ -66,5 +66,5 @@ def test_another_number_of_processes_continues_the_same_course(
 
 def test_a_step_that_is_not_finite_on_one_rank_is_left_out_on_all(out: Path) -> None:
     failed = Outcome(out, "sft", "one-rank-fails")
-    assert [figures["skipped"] for figures in failed.of_ranks] == [1, 1]
+    assert [metrics["skipped"] for metrics in failed.of_ranks] == [1, 1]
     assert all(bool(value.isfinite().all()) for value in failed.named("weights.").values())

@@ -25,14 +25,14 @@ def out(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def figures(out: Path, name: str) -> dict[str, Any]:
+def metrics(out: Path, name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((out / f"{name}.json").read_text())
     return found
 
 
 @pytest.mark.parametrize("team", ["zero2", "zero3"])
 def test_a_loss_that_is_not_finite_on_one_rank_leaves_its_step_out_on_all(out: Path, team: str) -> None:
-    one, other = figures(out, "lose-one"), figures(out, f"lose-{team}")
+    one, other = metrics(out, "lose-one"), metrics(out, f"lose-{team}")
     assert one["skipped"] == other["skipped"] == len(POISONED)
     assert [step for step, _ in other["rows"]] == [2, 3, 5, 6]
     for (step, expected), (again, found) in zip(one["rows"], other["rows"], strict=True):
@@ -57,13 +57,13 @@ def test_zero_3_publishes_the_model_of_one_process(out: Path, recipe: str) -> No
         torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-4, msg=name)
     for file in ("config.json", "generation_config.json", "tokenizer.json"):
         assert (one / "model" / file).read_bytes() == (three / "model" / file).read_bytes()
-    figures, again = (json.loads((stage / "manifest.json").read_text())["metrics"] for stage in (one, three))
-    assert again == pytest.approx(figures, rel=1e-4)
+    metrics, again = (json.loads((stage / "manifest.json").read_text())["metrics"] for stage in (one, three))
+    assert again == pytest.approx(metrics, rel=1e-4)
 
 
 @pytest.mark.parametrize("recipe", STAGES)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_outside_training_no_rank_has_the_model_whole(out: Path, recipe: str, rank: int) -> None:
-    seen = figures(out, f"{recipe}-zero3.rank{rank}")
+    seen = metrics(out, f"{recipe}-zero3.rank{rank}")
     assert 0 < seen["peak"] < 0.65 * seen["model"]  # embeddings, head and one of two layers
     assert seen["before training"] == seen["at the end"] == 0

@@ -8,7 +8,7 @@ import pytest
 from reward.data import Group
 from reward.loss import Pair
 from reward.trainer import Trainer
-from rlhf.evaluation import calibration_error
+from rlhf.statistics.evaluation import calibration_error
 from tests.small import small_backbone
 from tests.unit.reward.groups import EOS, reward_settings
 

@@ -21,16 +21,21 @@ ALLOWED = {
     "plan": ("rlhf", "sft.config", "sft.scratch", "reward.config", "ppo.config"),
 }
 """Package → what it may import of the project beside itself."""
-MATHEMATICS = ("rlhf.masked", "ppo.advantages", "ppo.kl", "ppo.losses", "reward.loss")
+MATHEMATICS = ("rlhf.statistics.masked", "ppo.advantages", "ppo.kl", "ppo.losses", "reward.loss")
 """They import torch and one another, and nothing else that must be installed."""
-LIGHT = ("rlhf.errors", "rlhf.config", "rlhf.artifacts", "rlhf.records", "rlhf.sources")
+LIGHT = ("rlhf.errors", "rlhf.settings.recipe", "rlhf.runs.stage", "rlhf.data.records", "rlhf.data.sources")
 """Like every `config` and `__main__`, these load no heavy library until a function needs it."""
 HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "wandb")
 OPTIONAL = ("deepspeed", "bitsandbytes", "flash_attn", "vaderSentiment", "wandb")
 """Imported where they are used, so that everything else runs without them."""
 DISTRIBUTED = ("accelerate", "deepspeed", "torch.distributed")
-KNOW_DEEPSPEED = ("rlhf.zero", "rlhf.zero_setup", "rlhf.zero_state", "rlhf.gathering")
-KNOW_DISTRIBUTED = ("rlhf.distributed", "rlhf.launch", *KNOW_DEEPSPEED)
+KNOW_DEEPSPEED = (
+    "rlhf.training.deepspeed.engine",
+    "rlhf.parallel.deepspeed.config",
+    "rlhf.training.deepspeed.state",
+    "rlhf.parallel.deepspeed.gather",
+)
+KNOW_DISTRIBUTED = ("rlhf.parallel.world", "rlhf.parallel.start", "rlhf.launch", *KNOW_DEEPSPEED)
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,7 @@ def test_only_tracking_knows_of_wandb() -> None:
         listed(
             each
             for each in imports()
-            if is_within(each.target, ("wandb",)) and each.importer != "rlhf.tracking"
+            if is_within(each.target, ("wandb",)) and each.importer != "rlhf.runs.tracking"
         )
         == []
     )
@@ -197,7 +202,7 @@ def test_help_answers_without_loading_anything_heavy(command: str) -> None:
 
 
 def test_the_modules_that_the_rules_name_exist() -> None:
-    named = {*MATHEMATICS, *LIGHT, *KNOW_DISTRIBUTED, "rlhf.tracking", "reward.model"}
+    named = {*MATHEMATICS, *LIGHT, *KNOW_DISTRIBUTED, "rlhf.runs.tracking", "reward.model"}
     assert named <= set(MODULES)
 
 

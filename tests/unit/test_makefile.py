@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config import load_recipe
+from rlhf.settings.recipe import load_recipe
 
 STAND_IN = """\
 import json, os, pathlib, sys, time

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from rlhf.config import STAGES, config_hash, load_recipe, write_yaml
+from rlhf.settings.groups import STAGES
+from rlhf.settings.recipe import config_hash, load_recipe
+from rlhf.settings.yaml_files import write_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted([*ROOT.glob("configs/*/recipe.yaml"), *ROOT.glob("configs/cluster/*.yaml")])

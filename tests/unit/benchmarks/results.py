@@ -37,7 +37,7 @@ def curve(racer: str, seed: int, points: list[tuple[float, float, float]]) -> Cu
                 cpu_seconds=cpu,
                 gold=gold,
                 kl_nats=kl,
-                figures={},
+                metrics={},
             )
             for i, (cpu, gold, kl) in enumerate(points)
         ],

@@ -20,10 +20,11 @@ from benchmarks.workloads import REWARD_WORKLOADS, SHAPES, PPOWorkload
 from ppo.config import PPOSettings
 from ppo.models import VALUE
 from ppo.train import PPO
-from rlhf.backbone import Backbone
-from rlhf.config import SamplingSettings, load_recipe
-from rlhf.rollouts import from_lists
-from rlhf.sampling import sample
+from rlhf.model.backbone import Backbone
+from rlhf.sampling.local import sample
+from rlhf.sampling.rollouts import from_lists
+from rlhf.settings.groups import SamplingSettings
+from rlhf.settings.recipe import load_recipe
 
 TOY = SHAPES["toy"]
 WORKLOAD = PPOWorkload(

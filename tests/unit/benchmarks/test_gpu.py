@@ -16,9 +16,10 @@ from benchmarks.gpu_memory import is_out_of_memory
 from benchmarks.gpu_models import add_roles, base_tensors, random_base, random_prompts
 from benchmarks.gpu_plan import LADDER, ONE_B, PARTS, SMALL, TOYS, Answer, Case, Outcome, plan, shape
 from benchmarks.gpu_report import markdown
-from rlhf.backbone import Backbone
-from rlhf.config import ModelSettings, Precision
-from rlhf.errors import UserError, run_command
+from rlhf.commands.process import run_command
+from rlhf.errors import UserError
+from rlhf.model.backbone import Backbone
+from rlhf.settings.groups import ModelSettings, Precision
 
 COMMON: dict[str, Any] = {"device": "cpu", "seed": 0, "threads": 1}
 

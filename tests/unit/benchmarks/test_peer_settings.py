@@ -7,8 +7,9 @@ from torch import nn
 from benchmarks.peer_settings import linear_names, peer_arguments, peer_lora, reward_batching
 from benchmarks.workloads import WHAT_BOTH_CAN
 from ppo.config import PPOSettings
-from rlhf.config import LoraSettings, SourceSettings, load_recipe
 from rlhf.errors import UserError
+from rlhf.settings.groups import LoraSettings, SourceSettings
+from rlhf.settings.recipe import load_recipe
 
 SETTINGS = PPOSettings(prompts=[SourceSettings(path="prompts.jsonl")], num_iterations=7)
 

@@ -7,9 +7,9 @@ import pytest
 
 from ppo.config import PPOSettings
 from reward.config import RewardSettings
-from rlhf.config import Recipe, load_recipe
-from rlhf.fields import ASSISTANT, HUMAN
-from rlhf.sources import read_demonstrations, read_prompts, read_rankings
+from rlhf.data.columns import ASSISTANT, HUMAN
+from rlhf.data.sources import read_demonstrations, read_prompts, read_rankings
+from rlhf.settings.recipe import Recipe, load_recipe
 from sft.config import SFTSettings
 
 NUM_PAIRS = 1653
@@ -29,10 +29,10 @@ def test_every_pair_is_accounted_for_in_all_three_stages(recipe: Recipe, tmp_pat
     demonstrations, of_sft = read_demonstrations(sft.demonstrations, seed=1, run_folder=tmp_path)
     rankings, of_reward = read_rankings(reward.rankings, seed=1, run_folder=tmp_path)
     prompts, of_ppo = read_prompts(ppo.prompts, seed=1, run_folder=tmp_path)
-    for records, account in ((demonstrations, of_sft), (rankings, of_reward), (prompts, of_ppo)):
-        assert account.read() == NUM_PAIRS
-        assert account.used() == len(records)
-        assert account.used() + sum(account.dropped().values()) == NUM_PAIRS
+    for records, counts in ((demonstrations, of_sft), (rankings, of_reward), (prompts, of_ppo)):
+        assert counts.read() == NUM_PAIRS
+        assert counts.used() == len(records)
+        assert counts.used() + sum(counts.dropped().values()) == NUM_PAIRS
     assert of_sft.dropped() == {"empty completion": 3}
     assert of_reward.dropped() == {"empty completion": 3, "prompts differ": 3}
     assert of_ppo.dropped() == {}

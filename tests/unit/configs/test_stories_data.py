@@ -14,8 +14,8 @@ import pytest
 from labeling.config import LabelingSettings
 from ppo.config import PPOSettings
 from reward.config import RewardSettings
-from rlhf.config import load_recipe
-from rlhf.scorers import load_scorer
+from rlhf.data.scorers import load_scorer
+from rlhf.settings.recipe import load_recipe
 
 FOLDER = Path("configs/stories")
 

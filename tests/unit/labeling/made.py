@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from labeling.judgements import Judgement
 from labeling.labels import Label
-from rlhf.records import Rank
+from rlhf.data.records import Rank
 
 
 def label(item_id: int, labeler: str, ranks: Sequence[Rank], *, seconds: float | None = 1.0) -> Label:

@@ -17,7 +17,7 @@ from labeling.ledger import replay
 from labeling.project import Project
 from labeling.session import Session, new_submission
 from labeling.testimony import DisputedTask
-from rlhf.records import Rank
+from rlhf.data.records import Rank
 from tests.screens import Screen, play, small_project
 
 LABELS: dict[str, tuple[tuple[Rank, ...], ...]] = {

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from labeling.agreement import Ratings, agreement, agreement_with_others, cohen, cohens, item_agreement
 from labeling.status import taus
-from rlhf.evaluation import Estimate
+from rlhf.statistics.evaluation import Estimate
 from tests.unit.labeling.made import label, pair
 
 TABLES = st.lists(st.lists(st.integers(-1, 2), min_size=3, max_size=3), min_size=2, max_size=8)

@@ -12,7 +12,7 @@ from labeling.project import NewItem, Project
 from labeling.scoring import uncertainty
 from labeling.session import Session, new_submission
 from labeling.status import status
-from rlhf.records import Rank
+from rlhf.data.records import Rank
 
 
 def known(kind: str, number: int, answer: tuple[Rank, ...] = (1, 2, 3)) -> NewItem:

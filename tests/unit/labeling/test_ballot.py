@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from labeling.judgements import Judgement, Task
 from labeling.policy import Policy
 from labeling.screen.ballot import Ballot, rank_sign
+from rlhf.data.records import FAILED, Rank
 from rlhf.errors import UserError
-from rlhf.records import FAILED, Rank
 
 
 def ballot(size: int = 4, draft: Judgement | None = None, **policy: object) -> Ballot:

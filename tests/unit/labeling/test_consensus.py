@@ -13,7 +13,7 @@ from labeling.consensus import consensus, kendall_tau
 from labeling.judgements import implied_pairs
 from labeling.project import StoredItem
 from labeling.strengths import bradley_terry
-from rlhf.records import Rank
+from rlhf.data.records import Rank
 from tests.unit.labeling.made import label
 
 RANKINGS = st.integers(2, 5).flatmap(

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from labeling.items import Item, read_items, write_items
+from rlhf.data.records import Message
 from rlhf.errors import UserError
-from rlhf.records import Message
 
 
 def test_items_come_back_as_they_were_written(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ import yaml
 
 from labeling.__main__ import main
 from labeling.config import LabelingSettings
-from rlhf.config import load_recipe
-from rlhf.errors import UserError, run_command
+from rlhf.commands.process import run_command
+from rlhf.errors import UserError
+from rlhf.settings.recipe import load_recipe
 
 PROMPTS = [{"path": "prompts.jsonl"}]
 

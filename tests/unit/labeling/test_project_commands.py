@@ -12,9 +12,10 @@ from labeling.__main__ import main
 from labeling.database import shown_location
 from labeling.labels import read_labels
 from labeling.project import Project
-from rlhf.config import SourceSettings
-from rlhf.errors import UserError, run_command
-from rlhf.sources import read_rankings, source_fingerprints
+from rlhf.commands.process import run_command
+from rlhf.data.sources import read_rankings, source_fingerprints
+from rlhf.errors import UserError
+from rlhf.settings.groups import SourceSettings
 
 SCORER = "def size(prompts, responses):\n    return [float(len(r)) for r in responses]\n"
 

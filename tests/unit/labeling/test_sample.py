@@ -8,9 +8,16 @@ import pytest
 from labeling.__main__ import main
 from labeling.config import SamplesSettings
 from labeling.sample import Drawn, draw, first_sentences
-from rlhf.accounts import Account
-from rlhf.config import ModelSettings, Recipe, RunSettings, SamplingSettings, SourceSettings, TrackingSettings
+from rlhf.data.counts import RecordCounts
 from rlhf.errors import UserError
+from rlhf.settings.groups import (
+    ModelSettings,
+    RunSettings,
+    SamplingSettings,
+    SourceSettings,
+    TrackingSettings,
+)
+from rlhf.settings.recipe import Recipe
 from tests.small import small_backbone
 
 
@@ -47,7 +54,9 @@ def drawn(
     values = {"sampling": SamplingSettings(max_response_tokens=8, batch_size=4), **settings}
     samples = SamplesSettings.model_validate({"prompts": [SourceSettings(path=str(path))], **values})
     models = [small_backbone() for _ in range(num_devices)]
-    found = draw(models, recipe, samples, Account(), num_texts=num_texts, noise=7, step="labeling.samples")
+    found = draw(
+        models, recipe, samples, RecordCounts(), num_texts=num_texts, noise=7, step="labeling.samples"
+    )
     return list(found)
 
 
@@ -103,7 +112,7 @@ def test_demonstrations_come_from_the_revision_that_the_recipe_names(
         f"run: {{folder: {tmp_path}}}\nmodel: {{path: owner/name, revision: v1}}\n"
         f"labeling: {{demonstrations: {{prompts: [{{path: {tmp_path}/prompts.jsonl}}]}}}}\n"
     )
-    monkeypatch.setattr("rlhf.backbone.Backbone.load", load)
+    monkeypatch.setattr("rlhf.model.backbone.Backbone.load", load)
     with pytest.raises(UserError, match="no hub answers"):
         main(["demonstrations", "--config", str(recipe)])
     assert asked == [("owner/name", "v1")]

@@ -13,9 +13,9 @@ from plan import runs
 from plan.ledger import ACTIVATIONS, GRADIENTS, LOGITS, Ledger, Profile, extrapolated
 from plan.model import Sketch
 from plan.runs import Batch, Run
-from rlhf.backbone import Backbone
-from rlhf.config import LoraSettings, ModelSettings, Precision, SamplingSettings
-from rlhf.fused import FusedLayers
+from rlhf.model.backbone import Backbone
+from rlhf.model.layers.llama import FusedLayers
+from rlhf.settings.groups import LoraSettings, ModelSettings, Precision, SamplingSettings
 from tests.small import LORA, small_backbone, write_small_model
 
 KIB = 1024

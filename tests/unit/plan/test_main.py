@@ -11,8 +11,9 @@ from plan import __main__ as command
 from plan.memory import Devices, Phase, StagePlan
 from plan.stages import ppo_adapters
 from plan.table import verdict
-from rlhf.config import load_recipe
-from rlhf.errors import UserError, run_command
+from rlhf.commands.process import run_command
+from rlhf.errors import UserError
+from rlhf.settings.recipe import load_recipe
 from tests.small import write_small_model
 
 ROOT = Path(__file__).resolve().parents[3]

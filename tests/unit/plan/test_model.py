@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
 from plan.model import Sketch
-from rlhf.backbone import Backbone
-from rlhf.config import LoraSettings, ModelSettings, Precision, ScratchSettings
 from rlhf.errors import UserError
+from rlhf.model.backbone import Backbone
+from rlhf.settings.groups import LoraSettings, ModelSettings, Precision, ScratchSettings
 from sft import scratch
 from tests.small import word_tokenizer, write_small_model
 

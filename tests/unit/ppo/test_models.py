@@ -9,8 +9,8 @@ from ppo.evaluate import merged_gap
 from ppo.models import POLICY, VALUE, AdapterReward, build_roles
 from ppo.rollout import PromptSet, collect
 from reward.model import ROLE, RewardCard, measure_normalization
-from rlhf.backbone import Backbone, init_head
-from rlhf.config import Precision
+from rlhf.model.backbone import Backbone, init_head
+from rlhf.settings.groups import Precision
 from tests.invariant.test_ppo_properties import PRECISIONS, PROMPTS, ppo_settings
 from tests.small import perturb, small_backbone
 from tests.unit.reward.test_model import published

@@ -10,8 +10,8 @@ from reward.config import RewardSettings
 from reward.data import NO_PAIR, Rankings, load_rankings, micro_batches
 from reward.loss import Pair
 from reward.train import check_samples
-from rlhf.chat import decode_completion
 from rlhf.errors import UserError
+from rlhf.model.chat import decode_completion
 from tests.small import small_backbone
 
 ROWS: list[dict[str, Any]] = [
@@ -61,11 +61,11 @@ def test_a_group_without_a_pair_is_counted_and_left_out(tmp_path: Path) -> None:
     rows = [*ROWS, {"prompt": "w9", "completions": [" w1", " w2"], "ranks": [1, 1]}]
     rows += [{"prompt": "w9", "completions": [" w1", " w2"], "ranks": ["F", "F"]}]
     data = load(tmp_path, rows)
-    assert data.account.dropped() == {NO_PAIR: 2}
-    assert data.account.read() == 22
-    assert data.account.used() == len(data.train) + len(data.held_out) == 20
+    assert data.counts.dropped() == {NO_PAIR: 2}
+    assert data.counts.read() == 22
+    assert data.counts.used() == len(data.train) + len(data.held_out) == 20
     with_ties = load(tmp_path, rows, tie_margin=0.5)
-    assert with_ties.account.dropped() == {NO_PAIR: 1}
+    assert with_ties.counts.dropped() == {NO_PAIR: 1}
 
 
 def test_no_prompt_is_on_both_sides(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_group_that_does_not_fit_is_an_error_by_default(tmp_path: Path) -> Non
 
 def test_a_group_that_does_not_fit_is_dropped_and_counted(tmp_path: Path) -> None:
     data = load(tmp_path, [*ROWS, LONG], length={"max_tokens": 16, "over_length": "drop"})
-    assert data.account.used() == len(data.train) + len(data.held_out) == 20
+    assert data.counts.used() == len(data.train) + len(data.held_out) == 20
 
 
 def test_truncation_shortens_one_prompt_for_all_completions_and_no_completion(tmp_path: Path) -> None:
@@ -100,8 +100,8 @@ def test_truncation_shortens_one_prompt_for_all_completions_and_no_completion(tm
     assert group.max_tokens == 16
     assert group.response_ids == full.response_ids
     assert group.prompt_ids[-5:] == full.prompt_ids[-5:]
-    assert data.account.truncated() == 1
-    assert data.account.used() == 2
+    assert data.counts.truncated() == 1
+    assert data.counts.used() == 2
 
 
 def test_normalization_samples_that_fill_the_context_are_refused_before_training(tmp_path: Path) -> None:

@@ -8,11 +8,11 @@ import torch
 
 from reward.model import RewardCard, base_identity, folder_identity, load_reward, pad_right, score_sequences
 from reward.publish import write_model
-from rlhf.backbone import Backbone, init_head
-from rlhf.config import Precision
 from rlhf.errors import UserError
-from rlhf.manifest import Manifest
-from rlhf.storage import sha256_file
+from rlhf.model.backbone import Backbone, init_head
+from rlhf.runs.files import sha256_file
+from rlhf.runs.manifest import Manifest
+from rlhf.settings.groups import Precision
 from tests.small import perturb, small_backbone, write_small_model
 from tests.unit.reward.groups import random_groups
 

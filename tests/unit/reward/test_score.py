@@ -10,8 +10,9 @@ import torch
 
 from reward.__main__ import main
 from reward.model import folder_identity, pad_right, raw_scores
-from rlhf.chat import encode_completion, encode_prompt
-from rlhf.errors import UserError, run_command
+from rlhf.commands.process import run_command
+from rlhf.errors import UserError
+from rlhf.model.chat import encode_completion, encode_prompt
 from tests.small import write_small_model
 from tests.unit.reward.test_model import published
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from reward.trainer import Trainer
-from rlhf.guard import NotFiniteError
+from rlhf.training.nonfinite import NotFiniteError
 from tests.small import small_backbone
 from tests.unit.reward.groups import random_groups, reward_settings
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from rlhf.errors import UserError, run_command
+from rlhf.commands.process import run_command
+from rlhf.errors import UserError
 
 
 def test_a_message_says_where_what_and_the_way_out() -> None:

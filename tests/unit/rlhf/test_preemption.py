@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rlhf import preemption
-from rlhf.errors import EXIT_PREEMPTED, run_command
+from rlhf.commands.process import run_command
+from rlhf.errors import EXIT_PREEMPTED
 from rlhf.preemption import Preempted, check, deferred, listen, requested
 
 
@@ -106,7 +107,8 @@ HANGING = """
 import ctypes, os, signal, sys, threading, time
 from pathlib import Path
 from rlhf import preemption
-from rlhf.errors import UserError, run_command
+from rlhf.errors import UserError
+from rlhf.commands.process import run_command
 preemption.PATIENCE_SECONDS = 0.3
 
 def hang():

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from rlhf.config import ModelSettings, Recipe, RunSettings, SourceSettings, TrackingSettings
-from rlhf.records import Demonstration
+from rlhf.data.records import Demonstration
+from rlhf.settings.groups import ModelSettings, RunSettings, SourceSettings, TrackingSettings
+from rlhf.settings.recipe import Recipe
 from sft.config import SFTSettings
 from sft.data import Example
 from sft.model import Start, start
@@ -79,14 +80,14 @@ def trainer(
     seed: int = 0,
     log: Log | None = None,
     log_every_steps: int = 1,
-    measure: Callable[[Any], dict[str, float]] = lambda model: {},
+    evaluate: Callable[[Any], dict[str, float]] = lambda model: {},
 ) -> Trainer:
     """A trainer on the small model, with its log."""
     begin = begin or small_start(folder, settings)
     built = build_trainer(
         recipe(seed=seed, log_every_steps=log_every_steps), settings, begin, examples, folder
     )
-    built.watch(Watch(log or Log(), settings, lambda steps: None, measure))
+    built.watch(Watch(log or Log(), settings, lambda steps: None, evaluate))
     return built
 
 

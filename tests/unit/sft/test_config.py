@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from rlhf.config import SourceSettings
+from rlhf.settings.groups import SourceSettings
 from sft.config import SFTSettings
 
 SOURCES = [SourceSettings(path="demonstrations.jsonl")]

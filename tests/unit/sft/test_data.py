@@ -2,10 +2,10 @@ from typing import Literal
 
 import pytest
 
-from rlhf.accounts import Account
-from rlhf.config import LengthSettings, ScratchSettings
+from rlhf.data.counts import RecordCounts
+from rlhf.data.records import Demonstration, Message, Prompt
 from rlhf.errors import UserError
-from rlhf.records import Demonstration, Message, Prompt
+from rlhf.settings.groups import LengthSettings, ScratchSettings
 from sft.data import Encoder, dataset, texts
 from sft.scratch import train_tokenizer
 
@@ -20,7 +20,7 @@ Policy = Literal["error", "drop", "truncate_left"]
 
 def encoder(max_tokens: int | None = None, policy: Policy = "error") -> Encoder:
     length = LengthSettings(max_tokens=max_tokens, over_length=policy)
-    return Encoder(TOKENIZER, [EOS], length=length, context=256, account=Account())
+    return Encoder(TOKENIZER, [EOS], length=length, context=256, counts=RecordCounts())
 
 
 def test_the_mask_covers_the_completion_and_its_end_and_nothing_else() -> None:
@@ -39,8 +39,8 @@ def test_what_is_too_long_is_dropped_and_counted() -> None:
     short = encoder(limit, "drop")
     kept = short.encode(RECORDS)
     assert [example.demonstration for example in kept] == RECORDS[:5]
-    assert short.account.dropped() == {f"longer than {limit} tokens": 3}
-    assert short.account.truncated() == 0
+    assert short.counts.dropped() == {f"longer than {limit} tokens": 3}
+    assert short.counts.truncated() == 0
 
 
 def test_truncation_takes_the_beginning_of_the_prompt_and_is_counted() -> None:
@@ -49,14 +49,14 @@ def test_truncation_takes_the_beginning_of_the_prompt_and_is_counted() -> None:
     (cut,) = short.encode(RECORDS[:1])
     assert cut.completion_ids == whole.completion_ids
     assert cut.prompt_ids == [TOKENIZER.bos_token_id, *whole.prompt_ids[3:]]
-    assert (short.account.truncated(), short.account.dropped()) == (1, {})
+    assert (short.counts.truncated(), short.counts.dropped()) == (1, {})
 
 
 def test_a_completion_is_never_cut() -> None:
     long = encoder().encode(RECORDS[-1:])[0]
     short = encoder(len(long.completion_ids), "truncate_left")
     assert short.encode(RECORDS[-1:]) == []
-    assert sum(short.account.dropped().values()) == 1
+    assert sum(short.counts.dropped().values()) == 1
 
 
 def test_policy_error_names_the_demonstration() -> None:

@@ -18,8 +18,8 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
-from rlhf.config import LoraSettings, ModelSettings, SamplingSettings
 from rlhf.errors import UserError
+from rlhf.settings.groups import LoraSettings, ModelSettings, SamplingSettings
 from sft.model import Start, choose_pad, merge, published_dtype, set_tokens, start, training_precision, write
 from tests.small import SPECIALS, word_tokenizer, write_small_model
 from tests.unit.sft.demos import EOS, random_examples, sft_settings, small_start, trainer

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from rlhf.chat import decode_completion, encode_completion, encode_prompt
-from rlhf.config import ScratchSettings
-from rlhf.records import Message
+from rlhf.data.records import Message
+from rlhf.model.chat import decode_completion, encode_completion, encode_prompt
+from rlhf.settings.groups import ScratchSettings
 from sft.scratch import new_model, short_runs, train_tokenizer
 
 TEXTS = ["Hello, how do I reset my password?", "Please open the settings, then choose a new password."] * 3

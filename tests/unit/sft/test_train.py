@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.config import ModelSettings, SamplingSettings, SourceSettings
 from rlhf.errors import UserError
+from rlhf.settings.groups import ModelSettings, SamplingSettings, SourceSettings
 from sft.train import prepare
 from tests.small import write_small_model
 from tests.unit.sft.demos import recipe, sft_settings

@@ -10,10 +10,10 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
-from rlhf import checkpoints
-from rlhf.config import LengthSettings, LoraSettings
 from rlhf.errors import UserError
-from rlhf.guard import NotFiniteError
+from rlhf.runs import checkpoints
+from rlhf.settings.groups import LengthSettings, LoraSettings
+from rlhf.training.nonfinite import NotFiniteError
 from sft.data import Example
 from sft.trainer import SeededOrder, Trainer
 from tests.unit.sft.demos import Log, poison, random_examples, sft_settings, small_start, trainer, weights
@@ -83,11 +83,11 @@ def test_the_logged_loss_is_over_completion_tokens_alone(tmp_path: Path) -> None
         expected = brute_force_loss(begin.model, EXAMPLES)
     trained = trainer(tmp_path, settings, EXAMPLES, begin=begin, log=log)
     trained.train()
-    ((step, figures),) = log.rows
+    ((step, metrics),) = log.rows
     assert step == 1
-    assert figures["sft/loss_nats_per_token"] == pytest.approx(expected.item(), abs=1e-5)
+    assert metrics["sft/loss_nats_per_token"] == pytest.approx(expected.item(), abs=1e-5)
     num_tokens = sum(example.num_tokens for example in EXAMPLES)
-    assert figures["sft/tokens_seen"] == num_tokens
+    assert metrics["sft/tokens_seen"] == num_tokens
 
 
 def test_one_step_is_adam_on_the_clipped_gradient_of_that_loss(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_the_learning_rate_rises_and_then_follows_its_schedule(
     log = Log()
     settings = sft_settings(schedule=schedule, warmup_fraction=1 / 3, learning_rate=1.0, max_grad_norm=1e-9)
     trainer(tmp_path, settings, EXAMPLES, log=log).train()
-    rates = [figures["sft/learning_rate"] for _, figures in log.rows]
+    rates = [metrics["sft/learning_rate"] for _, metrics in log.rows]
     assert rates == pytest.approx(expected, abs=1e-5)
 
 
@@ -192,7 +192,7 @@ TIMING = "sft/tokens_per_second"
 
 
 def untimed(log: Log) -> list[tuple[int, dict[str, float]]]:
-    return [(step, {k: v for k, v in figures.items() if k != TIMING}) for step, figures in log.rows]
+    return [(step, {k: v for k, v in metrics.items() if k != TIMING}) for step, metrics in log.rows]
 
 
 @pytest.mark.parametrize(
@@ -230,8 +230,8 @@ def test_a_resumed_run_ends_with_the_same_weights_and_metrics_to_the_bit(
 def test_the_newest_checkpoints_are_kept_and_the_best(tmp_path: Path) -> None:
     settings = sft_settings(checkpoint_every_steps=1, eval_every_steps=1, keep_checkpoints=2)
     losses = iter([3.0, 1.0, 2.0, 4.0, 1.0])
-    measure = lambda model: {"sft/heldout_loss_nats_per_token": next(losses)}  # noqa: E731
-    trainer(tmp_path, settings, EXAMPLES, measure=measure).train()
+    evaluate = lambda model: {"sft/heldout_loss_nats_per_token": next(losses)}  # noqa: E731
+    trainer(tmp_path, settings, EXAMPLES, evaluate=evaluate).train()
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["step-000002", "step-000005", "step-000006"]
 
@@ -242,8 +242,8 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path: Path) -> No
     poison(trained, {3, 4})
     trained.train()
     assert [step for step, _ in log.rows] == [2, 6]
-    assert all(np.isfinite(list(figures.values())).all() for _, figures in log.rows)
-    assert [figures["sft/skipped_steps"] for _, figures in log.rows] == [0.0, 2.0]
+    assert all(np.isfinite(list(metrics.values())).all() for _, metrics in log.rows)
+    assert [metrics["sft/skipped_steps"] for _, metrics in log.rows] == [0.0, 2.0]
     assert all(bool(weight.isfinite().all()) for weight in weights(trained).values())
 
 

@@ -16,8 +16,8 @@ from labeling.constitution.asking import Answer, Request
 from labeling.constitution.cache import Cache
 from labeling.constitution.config import EndpointSettings
 from labeling.constitution.served import ServedModel
+from rlhf.data.records import Message
 from rlhf.errors import UserError
-from rlhf.records import Message
 
 TEXT = Request(messages=(Message("user", "Hello?"),), max_tokens=7, seed=1)
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2}

@@ -10,10 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from labeling.constitution.asking import Answer, Chosen, Request, Written
 from labeling.constitution.cache import Cache
 from labeling.constitution.config import LocalSettings
-from labeling.constitution.figures import running_figures
 from labeling.constitution.local import LocalModel
+from labeling.constitution.metrics import running_figures
+from rlhf.data.records import Message
 from rlhf.errors import UserError
-from rlhf.records import Message
 from tests.small import write_small_model
 
 TEMPLATE = (
@@ -126,9 +126,9 @@ def test_an_empty_text_is_counted_as_unusable_and_not_as_an_answer(folder: Path,
     empty = sum(isinstance(each, Written) and not each.text for each in found)
     assert 0 < empty < 200
     with Cache(tmp_path / "a.sqlite", scope="test") as cache:
-        figures = running_figures(cache.counts(), None)
-    assert figures["parse_failure_rate"] == empty / 200
-    assert (figures["answers"], figures["unanswered"]) == (200 - empty, empty)
+        metrics = running_figures(cache.counts(), None)
+    assert metrics["parse_failure_rate"] == empty / 200
+    assert (metrics["answers"], metrics["unanswered"]) == (200 - empty, empty)
 
 
 def test_a_model_of_broken_weights_is_said_and_nothing_is_kept_of_it(folder: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from labeling.constitution.people import Beside, beside
 from labeling.constitution.preferences import Judged
 from labeling.items import Item
-from rlhf.records import Ranking
+from rlhf.data.records import Ranking
 
 ITEMS = [Item(prompt=f"p{n}", completions=("a", "b")) for n in range(8)]
 JUDGED = [Judged(item, (), ((0, 1, 0.8),)) for item in ITEMS]

@@ -4,7 +4,7 @@ import pytest
 
 from labeling.constitution import questions
 from labeling.constitution.constitution import Constitution, load_constitution
-from rlhf.records import Message, Turns
+from rlhf.data.records import Message, Turns
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,113 @@
+"""What became of every record: how many were read, used, dropped and truncated, and why."""
+
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+READ = "read"
+TRUNCATED = "truncated"
+
+
+class RecordCounts:
+    """Counts per source, so that nothing is filtered or shortened in silence.
+
+    `add(source, "read")` counts records that came in; `add(source, "truncated")` counts shortened ones, which
+    are still used; any other reason counts dropped ones. What is left is used:
+
+        read == used + sum(dropped)      for every source, and for the total
+
+    A stage that drops or truncates records when their source is no longer known (an over-length policy,
+    say) adds under the name of that step: a "source" of which nothing was read. It counts in the total.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter[str]] = {}
+
+    def add(self, source: str, reason: str, n: int = 1) -> None:
+        """Count `n` records of `source`: "read", "truncated", or a reason for dropping them."""
+        if n:
+            self._counts.setdefault(source, Counter())[reason] += n
+
+    def merge(self, other: "RecordCounts") -> None:
+        """Add the counts of `other` to this account."""
+        for source, counts in other._counts.items():
+            self._counts.setdefault(source, Counter()).update(counts)
+
+    @property
+    def sources(self) -> list[str]:
+        return list(self._counts)
+
+    def read(self, source: str | None = None) -> int:
+        """Records read from `source`, or from all."""
+        return self._merged(source)[READ]
+
+    def used(self, source: str | None = None) -> int:
+        """Records of `source`, or of all, that were not dropped."""
+        return self.read(source) - sum(self.dropped(source).values())
+
+    def dropped(self, source: str | None = None) -> dict[str, int]:
+        """Reason → number of records dropped for it."""
+        return {reason: n for reason, n in self._merged(source).items() if reason not in (READ, TRUNCATED)}
+
+    def truncated(self, source: str | None = None) -> int:
+        """Records that were shortened and used."""
+        return self._merged(source)[TRUNCATED]
+
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """A table's rows: source, read, used, remarks; a last row with the total if there are several."""
+        rows = [self._row(source) for source in self._counts]
+        return [*rows, self._row(None)] if len(rows) > 1 else rows
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts as plain JSON values."""
+        return {
+            "sources": {source: self._summary(source) for source in self._counts if self.read(source)},
+            "steps": {
+                source: {"dropped": self.dropped(source), "truncated": self.truncated(source)}
+                for source in self._counts
+                if not self.read(source)
+            },
+            "total": self._summary(None),
+        }
+
+    def print(self, title: str) -> None:
+        """Print the account as a small table."""
+        table = self.__rich__()
+        table.title = Text(title)
+        Console().print(table)
+
+    def __rich__(self) -> Table:
+        table = Table(title_justify="left")
+        table.add_column("source", overflow="fold")
+        table.add_column("read", justify="right")
+        table.add_column("used", justify="right")
+        table.add_column("dropped, truncated")
+        for row in self.rows():
+            table.add_row(*(Text(cell) for cell in row))
+        return table
+
+    def _merged(self, source: str | None) -> Counter[str]:
+        if source is not None:
+            return self._counts.get(source, Counter())
+        total: Counter[str] = Counter()
+        for counts in self._counts.values():
+            total.update(counts)
+        return total
+
+    def _summary(self, source: str | None) -> dict[str, Any]:
+        return {
+            "read": self.read(source),
+            "used": self.used(source),
+            "dropped": self.dropped(source),
+            "truncated": self.truncated(source),
+        }
+
+    def _row(self, source: str | None) -> tuple[str, str, str, str]:
+        remarks = [f"{reason}: {n:,}" for reason, n in self.dropped(source).items()]
+        if self.truncated(source):
+            remarks.append(f"truncated: {self.truncated(source):,}")
+        numbers = ("", "") if not self.read(source) else (f"{self.read(source):,}", f"{self.used(source):,}")
+        return ("total" if source is None else source, *numbers, ", ".join(remarks))

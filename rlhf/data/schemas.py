@@ -1,0 +1,263 @@
+"""The shapes that data comes in: which fields of a row make which record.
+
+A `Plan` is made once per source from its settings and applied to every row. docs/data-formats.md describes
+the shapes to users.
+"""
+
+import difflib
+import json
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
+
+from rlhf.data.columns import Columns, UnusableRowError, kind, usable_completion, usable_prompt
+from rlhf.data.records import Demonstration, Prompt, Ranking, Turns
+from rlhf.errors import UserError
+from rlhf.settings.groups import SourceSettings
+
+Row = Mapping[str, Any]
+R = TypeVar("R", bound=Prompt | Demonstration | Ranking)
+
+_STRUCTURED = ("messages", "completions", "ranks", "comparisons", "probability")
+
+
+@dataclass(frozen=True)
+class Schema(Generic[R]):
+    """Fields that together make a record."""
+
+    needs: tuple[str, ...]
+    build: Callable[[Columns], R]
+    may: tuple[str, ...] = ()
+
+
+def blank_line_after(*parts: str) -> str:
+    """The default template of question and instruction rows: a blank line after each non-empty part."""
+    return "".join(f"{part}\n\n" for part in parts if part.strip())
+
+
+def _question(fields: Columns) -> str:
+    return blank_line_after(fields.text("question"))
+
+
+def _instruction(fields: Columns) -> str:
+    return blank_line_after(fields.text("instruction"), fields.optional_text("input"))
+
+
+def _demonstration(prompt: str | Turns, completion: str) -> Demonstration:
+    return Demonstration(prompt=usable_prompt(prompt), completion=usable_completion(completion))
+
+
+def _completed(fields: Columns) -> Demonstration:
+    made = _demonstration(fields.prompt(), fields.completion())
+    return replace(made, annotator=fields.optional_text("annotator") or None)
+
+
+def _prompt(prompt: str | Turns) -> Prompt:
+    return Prompt(prompt=usable_prompt(prompt))
+
+
+def _group(fields: Columns) -> Ranking:
+    """A ranking of K completions. An empty one stays: a policy may answer nothing, and be ranked for it."""
+    fields.refuse_nulls("ranks", "comparisons")
+    ranking = Ranking(
+        prompt=fields.prompt(),
+        completions=fields.completions(),
+        ranks=fields.ranks(),
+        comparisons=fields.comparisons(),
+        annotator=fields.optional_text("annotator") or None,
+    )
+    if len(set(ranking.completions)) == 1:
+        raise UnusableRowError("completions identical")
+    return ranking
+
+
+def _pair(fields: Columns) -> Ranking:
+    split = fields.continued_prompt if "prompt" in fields.values else fields.conversation
+    (prompt, chosen), (other_prompt, rejected) = split("chosen"), split("rejected")
+    probability = fields.probability()
+    annotator = fields.optional_text("annotator") or None
+    if prompt != other_prompt:
+        raise UnusableRowError("prompts differ")
+    prompt, completions = usable_prompt(prompt), (usable_completion(chosen), usable_completion(rejected))
+    if chosen == rejected:
+        raise UnusableRowError("completions identical")
+    if probability is None:
+        return Ranking(prompt=prompt, completions=completions, ranks=(1, 2), annotator=annotator)
+    comparisons = ((0, 1, probability),)
+    return Ranking(prompt=prompt, completions=completions, comparisons=comparisons, annotator=annotator)
+
+
+DEMONSTRATIONS: tuple[Schema[Demonstration], ...] = (
+    Schema(("prompt", "completion"), _completed, ("annotator",)),
+    Schema(("messages",), lambda f: _demonstration(*f.conversation("messages"))),
+    Schema(("question", "answer"), lambda f: _demonstration(_question(f), f.text("answer"))),
+    Schema(
+        ("instruction", "output"), lambda f: _demonstration(_instruction(f), f.text("output")), ("input",)
+    ),
+    Schema(("transcript",), lambda f: _demonstration(*f.conversation("transcript"))),
+    Schema(("prompt", "chosen"), lambda f: _demonstration(*f.continued_prompt("chosen"))),
+    Schema(("chosen",), lambda f: _demonstration(*f.conversation("chosen"))),
+)
+
+RANKINGS: tuple[Schema[Ranking], ...] = (
+    Schema(("prompt", "completions"), _group, ("ranks", "comparisons", "annotator")),
+    Schema(("prompt", "chosen", "rejected"), _pair, ("probability", "annotator")),
+    Schema(("chosen", "rejected"), _pair, ("probability", "annotator")),
+)
+
+PROMPTS: tuple[Schema[Prompt], ...] = (
+    Schema(("prompt",), lambda f: _prompt(f.prompt())),
+    Schema(("messages",), lambda f: _prompt(f.open_conversation("messages"))),
+    Schema(("question",), lambda f: _prompt(_question(f))),
+    Schema(("instruction",), lambda f: _prompt(_instruction(f)), ("input",)),
+    Schema(("transcript",), lambda f: _prompt(f.open_conversation("transcript"))),
+    Schema(("chosen",), lambda f: _prompt(f.open_conversation("chosen"))),
+)
+
+
+class Plan(Generic[R]):
+    """How the rows of one source become records: its settings, checked, and the shapes they leave possible.
+
+    `columnar` says that the source keeps one type per column (CSV, Parquet, a hub data set): lists may then
+    be JSON text, and ranks may be numbers written as text, since "F" would not fit among integers.
+
+    Raises:
+        UserError: a field that no shape has, fields that belong to different shapes, a malformed template.
+    """
+
+    def __init__(self, schemas: Sequence[Schema[R]], settings: SourceSettings, *, columnar: bool) -> None:
+        self._columns, self._columnar = settings.columns, columnar
+        self._as_messages = settings.transcripts == "messages"
+        self._templates = {field: _parse_template(field, text) for field, text in settings.templates.items()}
+        self._shapes: list[Schema[R]] = _possible_schemas(schemas, settings)
+
+    def record(self, row: Row) -> R:
+        """The record that `row` holds.
+
+        Raises:
+            UserError: the row is malformed.
+            UnusableRowError: it is well-formed and gives no record.
+        """
+        values = self._values(row)
+        for shape in self._shapes:
+            if all(name in values for name in shape.needs):
+                names = (*shape.needs, *shape.may)
+                nulls = frozenset(name for name in names if name in row and row[name] is None)
+                found = {name: values[name] for name in names if name in values}
+                return shape.build(Columns(found, self._as_messages, nulls))
+        raise _no_schema(self._shapes, row, values)
+
+    def _values(self, row: Row) -> dict[str, Any]:
+        """The row's columns and, over them, what `columns` and `templates` name; without null values."""
+        values = {name: value for name, value in row.items() if value is not None}
+        for field, column in self._columns.items():
+            values[field] = _column(row, column, f"columns.{field}")
+        for field, parts in self._templates.items():
+            values[field] = "".join(
+                literal if column is None else literal + _printable(row, column, f"templates.{field}")
+                for literal, column in parts
+            )
+        if self._columnar:
+            _parse_cells(values)
+        return values
+
+
+def _possible_schemas(schemas: Sequence[Schema[R]], settings: SourceSettings) -> list[Schema[R]]:
+    given = [*settings.columns, *settings.templates]
+    known = sorted({name for shape in schemas for name in (*shape.needs, *shape.may)})
+    for field in given:
+        if field not in known:
+            close = difflib.get_close_matches(field, known, n=1)
+            fix = f"Did you mean `{close[0]}`?" if close else f"Fields here: {', '.join(known)}."
+            raise UserError(f"`{field}` under `columns` or `templates` is not a field", fix=fix)
+        if field in settings.columns and field in settings.templates:
+            raise UserError(f"`{field}` is under both `columns` and `templates`", fix="Keep one of the two.")
+    possible = [shape for shape in schemas if set(given) <= {*shape.needs, *shape.may}]
+    if not possible:
+        fix = f"Fields that go together: {_listed(schemas)}."
+        raise UserError(f"the fields {', '.join(given)} do not make one record", fix=fix)
+    return possible
+
+
+def _parse_template(field: str, template: str) -> list[tuple[str, str | None]]:
+    """Pairs of literal text and the column that follows it."""
+    fix = "A place-holder is {column}, without format or conversion; a literal brace is doubled: {{ or }}."
+    parts: list[tuple[str, str | None]] = []
+    try:
+        for literal, column, spec, conversion in string.Formatter().parse(template):
+            if column == "" or spec or conversion:
+                raise UserError(
+                    f"`templates.{field}` has a place-holder that is not a column's name", fix=fix
+                )
+            parts.append((literal, column))
+    except ValueError as error:
+        raise UserError(f"`templates.{field}`: {error}", fix=fix) from None
+    return parts
+
+
+def _column(row: Row, column: str, setting: str) -> Any:
+    if column not in row:
+        raise UserError(f"the record has no column `{column}`, which `{setting}` names", fix=_it_has(row))
+    if row[column] is None:
+        fix = "Fill it in or remove the record."
+        raise UserError(f"column `{column}`, which `{setting}` names, is null", fix=fix)
+    return row[column]
+
+
+def _printable(row: Row, column: str, setting: str) -> str:
+    value = _column(row, column, setting)
+    if not isinstance(value, str | int | float):
+        fix = "A template takes text and numbers; use `columns` for lists."
+        raise UserError(f"column `{column}`, which `{setting}` names, is {kind(value)}", fix=fix)
+    return str(value)
+
+
+def _parse_cells(values: dict[str, Any]) -> None:
+    """Turn JSON text in the fields that hold lists and numbers into those; empty text into no value."""
+    for name in _STRUCTURED:
+        cell = values.get(name)
+        if not isinstance(cell, str):
+            continue
+        if not cell.strip():
+            del values[name]
+            continue
+        try:
+            values[name] = json.loads(cell)
+        except json.JSONDecodeError as error:
+            fix = "Write lists and numbers as JSON in this column."
+            at = f"line {error.lineno}, column {error.colno}" if "\n" in cell else f"column {error.colno}"
+            raise UserError(f"`{name}` is not JSON at {at} of the cell: {error.msg}", fix=fix) from None
+    ranks = values.get("ranks")
+    if isinstance(ranks, list):
+        values["ranks"] = [
+            int(rank) if isinstance(rank, str) and rank.isascii() and rank.isdigit() else rank
+            for rank in ranks
+        ]
+
+
+def _no_schema(schemas: Sequence[Schema[R]], row: Row, values: Row) -> UserError:
+    def missing(shape: Schema[R]) -> list[str]:
+        return [name for name in shape.needs if name not in values]
+
+    def unnamed(shape: Schema[R]) -> int:
+        return sum(name not in row for name in shape.needs)
+
+    nearest = min(schemas, key=lambda shape: (len(missing(shape)), unnamed(shape), -len(shape.needs)))
+    absent = [f"no `{name}`" for name in missing(nearest) if name not in row]
+    present = [name for name in missing(nearest) if name in row]
+    empty = [f"`{name}` is {'null' if row[name] is None else 'empty'}" for name in present]
+    what = " and ".join([*empty, *([f"the record has {' and '.join(absent)}"] if absent else [])])
+    if len(absent) == len(nearest.needs):
+        what = "the record has no known shape"
+    fill = "Fill it in or remove the record. " if empty else ""
+    fix = f"{fill}Needed: {_listed(schemas)}; or name its columns under `columns`. {_it_has(row)}"
+    return UserError(what, fix=fix)
+
+
+def _listed(schemas: Sequence[Schema[R]]) -> str:
+    return ", or ".join("+".join(shape.needs) for shape in schemas)
+
+
+def _it_has(row: Row) -> str:
+    return f"The record has: {', '.join(f'`{name}`' for name in row) or 'nothing'}."

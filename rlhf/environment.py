@@ -1,0 +1,18 @@
+"""What a launcher says through environment variables, as torchrun and accelerate do: read without torch."""
+
+import os
+
+
+def is_launched() -> bool:
+    """Whether a launcher started this process, alone or as one of several."""
+    return "LOCAL_RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def has_ranks() -> bool:
+    """Whether this process is one of several that were launched together."""
+    return is_launched() and os.environ["WORLD_SIZE"] != "1"
+
+
+def is_rank0() -> bool:
+    """Whether this process writes files and prints: alone, or as rank 0 of several."""
+    return not has_ranks() or os.environ["RANK"] == "0"

@@ -1,0 +1,1 @@
+"""The language model: one frozen base in memory, and the roles that adapters give it."""

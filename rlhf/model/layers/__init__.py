@@ -1,0 +1,1 @@
+"""What one layer computes: the router of the forward pass, and faster forms of what transformers has."""

@@ -1,0 +1,1 @@
+"""What DeepSpeed is told, and weights that its ZeRO-3 has sharded over ranks."""

@@ -1,0 +1,97 @@
+"""How a stage's process begins: threads, the device, the process group, DeepSpeed."""
+
+import importlib.util
+import os
+
+import torch
+from torch.distributed.distributed_c10d import PrefixStore
+
+from rlhf.errors import UserError
+from rlhf.parallel.deepspeed.config import check_launch, start_deepspeed
+from rlhf.parallel.failures import is_rank_failure
+from rlhf.parallel.world import TIMEOUT, World, world
+from rlhf.settings.groups import Precision, RunSettings
+
+
+def start_process(
+    run: RunSettings, *, max_grad_norm: float | None = None, precision: Precision = "fp32"
+) -> World:
+    """Set the thread count, choose the device that `run` asks for, and join the other ranks.
+
+    `max_grad_norm` and `precision` are the recipe's, and what the launcher was told must not contradict them.
+
+    Raises:
+        UserError: the device does not exist here, or the launcher was told something else.
+    """
+    ranks = world()
+    ranks.gather_weights = run.gather
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    if ranks.zero:
+        if importlib.util.find_spec("deepspeed") is None:
+            raise UserError(
+                "DeepSpeed is asked for and not installed",
+                where=f"ZERO={ranks.zero}",
+                fix="python -m pip install -c constraints.txt -e '.[cluster]', or leave ZERO and GPUS out.",
+            )
+        check_launch(ranks.zero, max_grad_norm=max_grad_norm, precision=precision)
+    elif ranks.size > 1:
+        raise UserError(
+            f"{ranks.size} processes without DeepSpeed",
+            where="launch",
+            fix="Give ZERO=1, 2 or 3 (make), or an accelerate config of type DEEPSPEED: configs/accelerate/.",
+        )
+    join_ranks(_device(run.device))
+    return ranks
+
+
+def join_ranks(device: torch.device) -> None:
+    """Take `device` and, if launched, set up what ranks and DeepSpeed communicate through."""
+    ranks = world()
+    ranks.device = device
+    # Else DeepSpeed, which libraries import wherever it is installed, looks for a GPU and prints about it.
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if not ranks.is_launched or torch.distributed.is_initialized():
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    _init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if ranks.zero:
+        start_deepspeed(device)
+
+
+def _init_process_group(backend: str) -> None:
+    ranks = world()
+    try:
+        torch.distributed.init_process_group(
+            backend,
+            store=PrefixStore("ranks", ranks.store),
+            rank=ranks.rank,
+            world_size=ranks.size,
+            timeout=TIMEOUT,
+        )
+    except RuntimeError as error:
+        if is_rank_failure(error):
+            raise
+        raise UserError(
+            f"the processes cannot talk to each other ({str(error).splitlines()[-1]})",
+            where="launch",
+            fix=f"Name a network interface that there is: {backend.upper()}_SOCKET_IFNAME, or unset it.",
+        ) from None
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and world().is_launched:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"cannot use the device: {reason}", where=f"run.device={name}", fix="Try auto or cpu."
+        ) from None
+    return device

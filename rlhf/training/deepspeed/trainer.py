@@ -1,0 +1,110 @@
+"""DeepSpeed as a `Trainer` of transformers enters it: what it is told, the state of its engine, and its end.
+
+SFT may train every weight. Gradients are therefore reduced by DeepSpeed as they come, and not by
+`ZeroOptimization`, which holds them whole; reading and setting the state is the same.
+"""
+
+import contextlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.parallel.deepspeed.config import deepspeed_settings, forget_settings
+from rlhf.parallel.deepspeed.gather import trained_by
+from rlhf.parallel.world import world
+from rlhf.training.deepspeed.nonfinite import skip_what_is_not_finite
+from rlhf.training.deepspeed.state import ZeroState
+
+
+def trainer_options(
+    num_trained: int, *, micro_batch_rows: int, accumulation: int, max_grad_norm: float
+) -> dict[str, Any]:
+    """Arguments with which a `Trainer` uses DeepSpeed; what either would choose by itself is said here."""
+    settings = deepspeed_settings(
+        num_trained,
+        micro_batch_rows=micro_batch_rows,
+        accumulation=accumulation,
+        max_grad_norm=max_grad_norm,
+        # Transformers' own choice: norms and biases stay whole, matrices are cut.
+        stage3_param_persistence_threshold="auto",
+    )
+    # It would say that accumulation is DeepSpeed's and not accelerate's, which is so on purpose.
+    logging.getLogger("accelerate.accelerator").setLevel(logging.ERROR)
+    return {"deepspeed": settings, "accelerator_config": {"use_configured_state": True}, "use_cpu": False}
+
+
+class TrainerEngine:
+    """An engine that a `Trainer` has made, and which takes its steps by itself."""
+
+    def __init__(
+        self, engine: Any, named: Mapping[str, nn.Parameter], groups: Sequence[Sequence[nn.Parameter]]
+    ) -> None:
+        self._engine = engine
+        self.state = ZeroState(engine, named, groups, keep=_keep_on_the_first)
+        trained_by(engine.module, engine)
+        skip_what_is_not_finite(engine)
+        self._undo = contextlib.ExitStack()
+        """What `release` takes back of what was done to the module."""
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the last step was left out, because a loss or a gradient was not finite on some rank."""
+        return bool(self._engine.optimizer.overflow)
+
+    def check(self, *, accumulation: int, max_grad_norm: float) -> None:
+        """See that DeepSpeed does what it was told."""
+        engine = self._engine
+        assert engine.zero_optimization_stage() == world().zero
+        assert engine.gradient_clipping() == max_grad_norm
+        assert engine.gradient_accumulation_steps() == accumulation
+        assert not engine.bfloat16_enabled()
+        assert not engine.fp16_enabled()
+        trained = [value for value in engine.module.parameters() if value.requires_grad]
+        assert {value.dtype for value in trained} == {torch.float32}
+
+    def compute_in_bf16(self) -> None:
+        """Run the module under autocast; what is trained stays as it is.
+
+        Inside the module, as accelerate does it: around the engine DeepSpeed would switch it off.
+        """
+        module = self._engine.module
+        # Copies that are kept would make the whole model of what ZeRO-3 gathers layer by layer.
+        computing = torch.autocast(world().device.type, dtype=torch.bfloat16, cache_enabled=world().zero < 3)
+        own = vars(module).get("forward")  # TRL's, or none: then it is the class's
+        self._undo.callback(
+            *((delattr, module, "forward") if own is None else (setattr, module, "forward", own))
+        )
+        module.forward = computing(module.forward)
+
+    def release(self) -> None:
+        """Free the module of DeepSpeed, training is over. What ZeRO-3 has cut stays cut."""
+        module = self._engine.module
+        self._undo.close()
+        if world().zero == 3:
+            self._engine.destroy()
+            trained_by(module, None)
+            parameters = list(module.parameters())
+            parameters[0].partition(parameters)  # small ones are whole during training
+            for parameter in parameters:
+                vars(parameter).pop("_z3_optimizer", None)  # and all that it holds
+        else:
+            _give_weights_of_its_own(module)
+        forget_settings()
+
+
+def _give_weights_of_its_own(module: nn.Module) -> None:
+    """Put copies in the place of weights that lie in DeepSpeed's buffers."""
+    own: dict[nn.Parameter, nn.Parameter] = {}
+    for part in module.modules():
+        for name, parameter in list(part._parameters.items()):
+            if parameter is not None:
+                copy = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                part._parameters[name] = own.setdefault(parameter, copy)
+
+
+def _keep_on_the_first(whole: Tensor) -> Tensor:
+    """A tensor in CPU memory on rank 0, which writes checkpoints; its shape on others."""
+    return whole.to("cpu", copy=True) if world().is_rank0 else whole.to("meta")
