@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rlhf.errors import UserError
 from rlhf.model.backbone import REFERENCE, Backbone, load_score_head
+from rlhf.model.batching import TokenBatch
 from rlhf.model.weights import gathered_weights
 from rlhf.parallel.world import world
 from rlhf.runs.files import sha256_file
@@ -172,7 +173,8 @@ def raw_scores(backbone: Backbone, input_ids_BL: Tensor, mask_BL: Tensor) -> Ten
     rows_B = torch.arange(len(input_ids_BL), device=input_ids_BL.device)
     last_B = rows_B * input_ids_BL.shape[1] + lengths_B - 1
     with backbone.role(ROLE):
-        return backbone.scalar(ROLE, backbone.hidden(input_ids_BL, lengths_B=lengths_B, wanted_M=last_B))
+        hidden_BH = backbone.hidden(TokenBatch(input_ids_BL, lengths_B), wanted_M=last_B)
+        return backbone.scalar(ROLE, hidden_BH)
 
 
 @torch.no_grad()

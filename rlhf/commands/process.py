@@ -42,7 +42,7 @@ def run_command(
 
 
 def exit_now(status: int) -> NoReturn:
-    """End the process without the interpreter's shutdown, which is slow and may wait for ranks that failed."""
+    """End the process without the interpreter's shutdown: slow, and it may wait for ranks that failed."""
     with suppress(OSError, ValueError):  # whoever read our output may have ended first
         sys.stdout.flush()
         sys.stderr.flush()

@@ -45,12 +45,12 @@ from transformers.utils import logging as transformers_logging
 
 from rlhf.errors import UserError
 from rlhf.hub import check_hub
+from rlhf.model.batching import TokenBatch
 from rlhf.model.chat import eos_ids
 from rlhf.model.layers.llama import FusedLayers, Run
 from rlhf.model.layers.logprobs import token_logprobs
 from rlhf.model.layers.lora import lighten
 from rlhf.model.layers.trunk import Trunk, decoder_layers
-from rlhf.model.layers.varlen import Packing
 from rlhf.model.quantization import is_quantized, load_options, settle
 from rlhf.model.weights import loading_weights
 from rlhf.settings.groups import LoraSettings, ModelSettings, Precision
@@ -311,53 +311,50 @@ class Backbone(nn.Module):
 
     def hidden(
         self,
-        input_ids_BL: Tensor,
+        batch: Tensor | TokenBatch,
         *,
-        lengths_B: Tensor | None = None,
         trunk_BLH: Tensor | None = None,
         wanted_M: Tensor | None = None,
     ) -> Tensor:
-        """Last hidden states (B, L, H) of the current role.
+        """Last hidden states (B, L, H) of the current role. Bare ids (B, L) have no padding.
 
         Rows begin in the first column and may be padded on the right, where causal attention never looks: so
-        no mask is needed, and what comes out over padding means nothing. `lengths_B` says how many tokens of
-        each row are real; where the layers can be fused, the others are then never computed.
+        no mask is needed, and what comes out over padding means nothing. Where the layers can be fused,
+        padding is never computed.
 
         With `trunk_BLH`, what `run_trunk` returned for the same rows, only the layers above the split run.
         With `wanted_M`, places in the flattened (B, L) input, only the states (M, H) there are returned.
         """
-        run = self._packed(input_ids_BL, lengths_B)
+        batch = batch if isinstance(batch, TokenBatch) else TokenBatch(batch)
+        run = self._packed(batch)
         if run is None:
-            hidden_BLH = self._run_decoder(input_ids_BL, trunk_BLH)
+            hidden_BLH = self._run_decoder(batch.ids_BL, trunk_BLH)
             return hidden_BLH if wanted_M is None else hidden_BLH.flatten(0, 1).index_select(0, wanted_M)
         packing = run.packing
         if wanted_M is not None:
             run.wanted_M = packing.numbers_of(wanted_M)
         trunk_1NH = None if trunk_BLH is None else packing.pack(trunk_BLH)
-        hidden_NH = self._run_decoder(packing.pack(input_ids_BL), trunk_1NH, run)[0]
+        hidden_NH = self._run_decoder(packing.pack(batch.ids_BL), trunk_1NH, run)[0]
         return packing.unpack(hidden_NH) if wanted_M is None else hidden_NH
 
     @torch.no_grad()
-    def run_trunk(self, input_ids_BL: Tensor, lengths_B: Tensor | None = None) -> Tensor | None:
+    def run_trunk(self, batch: Tensor | TokenBatch) -> Tensor | None:
         """States (B, L, H) that enter the lowest layer with an adapter; None where that is the first layer.
 
         They are the same in every role, because nothing below has an adapter. Rows as in `hidden`.
         """
         if not 0 < self.trunk.split < len(self.trunk.layers):
             return None
-        run = self._packed(input_ids_BL, lengths_B)
+        batch = batch if isinstance(batch, TokenBatch) else TokenBatch(batch)
+        run = self._packed(batch)
         with self.trunk.below():
-            self._run_decoder(input_ids_BL if run is None else run.packing.pack(input_ids_BL), None, run)
+            self._run_decoder(batch.ids_BL if run is None else run.packing.pack(batch.ids_BL), None, run)
         states = self.trunk.take()
         return states if run is None else run.packing.unpack(states[0])
 
-    def _packed(self, input_ids_BL: Tensor, lengths_B: Tensor | None) -> Run | None:
-        """How the rows become one without padding; None where the layers run in their own form."""
-        if not self.fused.can_run():
-            return None
-        num_rows, num_columns = input_ids_BL.shape
-        lengths = [num_columns] * num_rows if lengths_B is None else lengths_B.tolist()
-        return Run(Packing(lengths, num_columns, input_ids_BL.device))
+    def _packed(self, batch: TokenBatch) -> Run | None:
+        """The batch in one row without padding; None where the layers run in their own form."""
+        return Run(batch.packing) if self.fused.can_run() else None
 
     def _run_decoder(self, input_ids: Tensor, trunk: Tensor | None, run: Run | None = None) -> Tensor:
         """Last hidden states, of padded rows or of the one row of `run`."""

@@ -114,7 +114,7 @@ class World:
         return any(self.gather(flag))
 
     def run_on_rank0(self, work: Callable[[], T]) -> T:
-        """On all ranks what `work` returns on rank 0, which alone runs it; likewise the error that ends it."""
+        """What `work` returns on rank 0, which alone runs it, on all ranks; also the error that ends it."""
         if self.size == 1:
             return work()
         self._prepare_collective()

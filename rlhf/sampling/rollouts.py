@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rlhf.model.backbone import Backbone
+from rlhf.model.batching import TokenBatch
 from rlhf.model.chat import decode_completion
 from rlhf.parallel.world import world
 from rlhf.settings.groups import SamplingSettings
@@ -66,9 +67,12 @@ class Rollouts:
 
     def hidden(self, backbone: Backbone, wanted_M: Tensor) -> Tensor:
         """States (M, H) of the current role at places of the flattened `input_ids_BL`."""
-        return backbone.hidden(
-            self.input_ids_BL, lengths_B=self.lengths_B, trunk_BLH=self.trunk_BLH, wanted_M=wanted_M
-        )
+        return backbone.hidden(self.batch, trunk_BLH=self.trunk_BLH, wanted_M=wanted_M)
+
+    @cached_property
+    def batch(self) -> TokenBatch:
+        """The rollouts as the model takes them."""
+        return TokenBatch(self.input_ids_BL, self.lengths_B)
 
     @property
     def last_B(self) -> Tensor:
@@ -119,7 +123,7 @@ class Rollouts:
         """The same rollouts with the states of the frozen trunk, if the backbone has one."""
         states_BLH: Tensor | None = None
         for rows, part in self.micro_batches(max_tokens):
-            part_BLH = backbone.run_trunk(part.input_ids_BL, part.lengths_B)
+            part_BLH = backbone.run_trunk(part.batch)
             if part_BLH is None:
                 return self
             if states_BLH is None:

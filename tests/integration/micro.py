@@ -34,7 +34,7 @@ def start(stage: str, folder: Path, *arguments: str) -> int:
 
 
 def make_run(root: Path, runs: Path, name: str, *words: str, settings: str = "") -> "subprocess.Popen[str]":
-    """`make` with these goals and variables on the run `name`, as a user starts it; its output is one pipe."""
+    """`make` with these words on the run `name`, as a user starts it, with its output in a pipe."""
     outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
     environment = {key: value for key, value in os.environ.items() if key not in outer}
     return subprocess.Popen(

@@ -19,6 +19,7 @@ from benchmarks.gpu_report import markdown
 from rlhf.commands.process import run_command
 from rlhf.errors import UserError
 from rlhf.model.backbone import Backbone
+from rlhf.model.batching import TokenBatch
 from rlhf.settings.groups import ModelSettings, Precision
 
 COMMON: dict[str, Any] = {"device": "cpu", "seed": 0, "threads": 1}
@@ -185,8 +186,8 @@ def test_a_path_that_draws_otherwise_is_found(monkeypatch: pytest.MonkeyPatch) -
 def test_stale_states_of_the_trunk_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     run_trunk = Backbone.run_trunk
 
-    def stale(self: Backbone, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor | None:
-        return run_trunk(self, ids.flip(1), lengths)
+    def stale(self: Backbone, batch: TokenBatch) -> torch.Tensor | None:
+        return run_trunk(self, TokenBatch(batch.ids_BL.flip(1), batch.lengths_B))
 
     monkeypatch.setattr(Backbone, "run_trunk", stale)
     found = failures(gpu_checks.run(toy_case("correctness", "fp32")))

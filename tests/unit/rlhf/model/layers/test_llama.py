@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from rlhf.model.backbone import Backbone
+from rlhf.model.batching import TokenBatch
 from rlhf.model.layers import llama as fused
 from rlhf.model.layers.varlen import attend
 from rlhf.settings.groups import LoraSettings
@@ -86,7 +87,7 @@ def states_and_gradients(
     backbone.set_trainable(["policy"])
     ids_BL, lengths_B = ids_of(lengths), torch.tensor(lengths)
     with backbone.role(role):
-        hidden_BLH = backbone.hidden(ids_BL, lengths_B=lengths_B)
+        hidden_BLH = backbone.hidden(TokenBatch(ids_BL, lengths_B))
     real_NH = hidden_BLH[torch.arange(max(lengths)) < lengths_B[:, None]]
     if role != "reference":
         (real_NH * torch.linspace(-1, 1, real_NH.shape[1])).square().sum().backward()
@@ -148,10 +149,10 @@ def test_only_wanted_states_are_made_and_they_are_the_same(tmp_path: Path) -> No
     backbone = backbone_of(llama(), tmp_path, top=2)
     ids_BL, lengths_B = ids_of(LENGTHS), torch.tensor(LENGTHS)
     wanted_M = torch.arange(len(LENGTHS)) * max(LENGTHS) + lengths_B - 1
-    trunk_BLH = backbone.run_trunk(ids_BL, lengths_B)
+    trunk_BLH = backbone.run_trunk(TokenBatch(ids_BL, lengths_B))
     with backbone.role("policy"), torch.no_grad():
-        all_BLH = backbone.hidden(ids_BL, lengths_B=lengths_B)
-        some_MH = backbone.hidden(ids_BL, lengths_B=lengths_B, wanted_M=wanted_M, trunk_BLH=trunk_BLH)
+        all_BLH = backbone.hidden(TokenBatch(ids_BL, lengths_B))
+        some_MH = backbone.hidden(TokenBatch(ids_BL, lengths_B), wanted_M=wanted_M, trunk_BLH=trunk_BLH)
     torch.testing.assert_close(some_MH, all_BLH.flatten(0, 1)[wanted_M], atol=1e-5, rtol=1e-5)
 
 
@@ -160,9 +161,9 @@ def test_a_fresh_adapter_is_the_reference_in_the_fused_form() -> None:
     assert backbone.fused.can_run()
     ids = ids_of(LENGTHS).clamp(max=50)
     with torch.no_grad():
-        reference = backbone.hidden(ids, lengths_B=torch.tensor(LENGTHS))
+        reference = backbone.hidden(TokenBatch(ids, torch.tensor(LENGTHS)))
         with backbone.role("policy"):
-            fresh = backbone.hidden(ids, lengths_B=torch.tensor(LENGTHS))
+            fresh = backbone.hidden(TokenBatch(ids, torch.tensor(LENGTHS)))
     torch.testing.assert_close(fresh, reference, atol=1e-6, rtol=1e-6)
 
 
