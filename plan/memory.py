@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from plan.ledger import ACTIVATIONS, GRADIENTS, KV_CACHE, LOGITS, TRUNK, Bytes, Profile
-from rlhf.parallel.deepspeed.config import LARGEST_BUCKET
+from rlhf.parallel.deepspeed.setup import LARGEST_BUCKET
 
 WEIGHTS, GATHERED, ADAPTERS, OPTIMIZER = "weights", "gathered (ZeRO-3)", "adapters", "optimizer"
 ROWS = (WEIGHTS, GATHERED, ADAPTERS, GRADIENTS, OPTIMIZER, ACTIVATIONS, KV_CACHE, LOGITS, TRUNK)

@@ -7,7 +7,7 @@ import torch
 from torch.distributed.distributed_c10d import PrefixStore
 
 from rlhf.errors import UserError
-from rlhf.parallel.deepspeed.config import check_launch, start_deepspeed
+from rlhf.parallel.deepspeed.setup import check_launch, start_deepspeed
 from rlhf.parallel.failures import is_rank_failure
 from rlhf.parallel.world import TIMEOUT, World, world
 from rlhf.settings.groups import Precision, RunSettings

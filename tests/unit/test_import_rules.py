@@ -31,7 +31,7 @@ OPTIONAL = ("deepspeed", "bitsandbytes", "flash_attn", "vaderSentiment", "wandb"
 DISTRIBUTED = ("accelerate", "deepspeed", "torch.distributed")
 KNOW_DEEPSPEED = (
     "rlhf.training.deepspeed.engine",
-    "rlhf.parallel.deepspeed.config",
+    "rlhf.parallel.deepspeed.setup",
     "rlhf.training.deepspeed.state",
     "rlhf.parallel.deepspeed.gather",
 )

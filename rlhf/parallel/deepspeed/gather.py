@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import nn
 
-from rlhf.parallel.deepspeed.config import forget_settings, loading_settings, quiet
+from rlhf.parallel.deepspeed.setup import forget_settings, loading_settings, quiet
 from rlhf.parallel.world import world
 from rlhf.settings.groups import Precision
 

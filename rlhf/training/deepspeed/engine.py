@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from rlhf.parallel.deepspeed.config import deepspeed_settings, forget_settings, quiet
 from rlhf.parallel.deepspeed.gather import gathered, trained_by
+from rlhf.parallel.deepspeed.setup import deepspeed_settings, forget_settings, quiet
 from rlhf.parallel.world import world
 from rlhf.training.deepspeed.state import ZeroState
 from rlhf.training.optimizer import Optimization

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.parallel.deepspeed.config import deepspeed_settings, forget_settings
 from rlhf.parallel.deepspeed.gather import trained_by
+from rlhf.parallel.deepspeed.setup import deepspeed_settings, forget_settings
 from rlhf.parallel.world import world
 from rlhf.training.deepspeed.nonfinite import skip_what_is_not_finite
 from rlhf.training.deepspeed.state import ZeroState

@@ -1,10 +1,3 @@
-import subprocess
-import sys
-from collections.abc import Sequence
-
-import pytest
-
-from rlhf.commands.process import run_command
 from rlhf.errors import UserError
 
 
@@ -18,59 +11,10 @@ def test_a_message_needs_neither_a_place_nor_a_cure() -> None:
     assert str(UserError("nothing to do", fix="Rest.")) == "nothing to do\n  Rest."
 
 
-@pytest.mark.parametrize(
-    ("raised", "status", "printed"),
-    [
-        (None, 0, ""),
-        (UserError("no such file", where="a.jsonl"), 2, "a.jsonl: no such file\n"),
-        (KeyboardInterrupt(), 130, "interrupted; the same command goes on from the last checkpoint\n"),
-    ],
-)
-def test_a_command_ends_with_the_status_of_its_error_and_no_traceback(
-    raised: BaseException | None, status: int, printed: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def main(argv: Sequence[str]) -> int:
-        if raised:
-            raise raised
-        return 0
-
-    assert run_command(main, []) == status
-    assert capsys.readouterr() == ("", printed)
+def test_an_error_in_another_place_keeps_what_is_wrong_and_the_way_out() -> None:
+    error = UserError("no rank", where="completion 3", fix="Give it one.").at("rankings.jsonl, line 41")
+    assert (error.what, error.where, error.fix) == ("no rank", "rankings.jsonl, line 41", "Give it one.")
 
 
-def test_a_mistake_of_ours_keeps_its_traceback() -> None:
-    def main(argv: Sequence[str]) -> int:
-        raise AssertionError("ours")
-
-    with pytest.raises(AssertionError, match="ours"):
-        run_command(main, [])
-
-
-def test_a_command_reads_the_command_line_unless_given_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["sft", "--config", "my.yaml"])
-    seen: list[str] = []
-
-    def main(argv: Sequence[str]) -> int:
-        seen.extend(argv)
-        return 0
-
-    run_command(main)
-    assert seen == ["--config", "my.yaml"]
-
-
-def test_a_reader_that_leaves_early_causes_no_traceback() -> None:
-    program = (
-        "import sys\n"
-        "from rlhf.errors import run_command\n"
-        "sys.exit(run_command(lambda argv: [print('line', flush=True) for _ in range(100_000)] and 0))\n"
-    )
-    command = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert command.stdout is not None
-    assert command.stderr is not None
-    command.stdout.readline()
-    command.stdout.close()
-    with command.stderr as stderr:
-        assert stderr.read() == ""
-    assert command.wait() == 1
+def test_another_place_may_allow_a_better_way_out() -> None:
+    assert UserError("no rank", fix="Give it one.").at("line 41", fix="Remove it.").fix == "Remove it."

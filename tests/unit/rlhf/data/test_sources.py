@@ -22,7 +22,7 @@ from rlhf.data.sources import (
 from rlhf.errors import UserError
 from rlhf.settings.groups import SourceSettings
 
-REPOSITORY = Path(__file__).parents[3]
+REPOSITORY = Path(__file__).parents[4]
 HH = REPOSITORY.parent / "shared/data/hh-harmless/pairs.jsonl"
 GSM8K = REPOSITORY.parent / "shared/data/gsm8k/demonstrations.jsonl"
 needs_hh = pytest.mark.skipif(not HH.is_file(), reason="the HH-RLHF file is not beside the repository")

@@ -25,7 +25,7 @@ from rlhf.settings.groups import LengthSettings, SamplingSettings
 tokenizers = pytest.importorskip("tokenizers")
 transformers = pytest.importorskip("transformers")
 
-STORIES = Path(__file__).parents[4] / "shared/models/tinystories-656k"
+STORIES = Path(__file__).parents[5] / "shared/models/tinystories-656k"
 SPECIAL = ["<unk>", "<s>", "</s>", "<|end|>"]
 CORPUS = [
     "Once upon a time there was a hello world cat.\n\nHuman: hi there\n\nAssistant: ok / yes",

@@ -16,7 +16,7 @@ from rlhf.errors import UserError
 from rlhf.runs import checkpoints
 from rlhf.runs.checkpoints import Best, Checkpoint
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 def folder_of(folder: Path, step: int) -> Path:

@@ -17,7 +17,7 @@ from rlhf.runs.stage import Manifest, StageRun, require, sha256_file, tree_hash
 from rlhf.settings.groups import LoraSettings, ModelSettings, RunSettings, Settings, TrackingSettings, setting
 from rlhf.settings.recipe import Recipe, load_recipe
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 
 
 class KLSettings(Settings):

@@ -21,7 +21,7 @@ from rlhf.settings.groups import ModelSettings, RunSettings, TrackingSettings
 from rlhf.settings.recipe import Recipe
 from tests.wandb_offline import OfflineRun, merge_steps, read_offline_run
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[4]
 Mode = Literal["auto", "online", "offline", "off"]
 
 
