@@ -1,17 +1,15 @@
 """Who may import whom, read from the source itself, and what a command may load before it has work to do."""
 
-import ast
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
+import networkx
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("rlhf", "sft", "reward", "ppo", "labeling", "plan")
+from tests import architecture
+from tests.imports import PACKAGES, ROOT, Import, imports_of, is_within, module_graph, read_modules
+
 ALLOWED = {
     "rlhf": (),
     "sft": ("rlhf",),
@@ -19,6 +17,7 @@ ALLOWED = {
     "labeling": ("rlhf",),
     "ppo": ("rlhf", "reward.model"),
     "plan": ("rlhf", "sft.config", "sft.scratch", "reward.config", "ppo.config"),
+    "benchmarks": ("rlhf", "reward", "ppo", "labeling", "plan"),
 }
 """Package → what it may import of the project beside itself."""
 MATHEMATICS = ("rlhf.statistics.masked", "ppo.advantages", "ppo.kl", "ppo.losses", "reward.loss")
@@ -29,74 +28,8 @@ HEAVY = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "wand
 OPTIONAL = ("deepspeed", "bitsandbytes", "flash_attn", "vaderSentiment", "wandb")
 """Imported where they are used, so that everything else runs without them."""
 DISTRIBUTED = ("accelerate", "deepspeed", "torch.distributed")
-KNOW_DEEPSPEED = (
-    "rlhf.training.deepspeed.engine",
-    "rlhf.parallel.deepspeed.setup",
-    "rlhf.training.deepspeed.state",
-    "rlhf.parallel.deepspeed.gather",
-)
-KNOW_DISTRIBUTED = ("rlhf.parallel.world", "rlhf.parallel.start", "rlhf.launch", *KNOW_DEEPSPEED)
-
-
-@dataclass(frozen=True)
-class Import:
-    """One import statement's module, and when it happens."""
-
-    importer: str
-    line: int
-    target: str
-    when: Literal["load", "call", "typing"]
-
-    def __str__(self) -> str:
-        return f"{self.importer}, line {self.line}: {self.target}"
-
-
-def is_within(module: str, groups: tuple[str, ...]) -> bool:
-    return any(module == group or module.startswith(f"{group}.") for group in groups)
-
-
-def imports_of(importer: str, source: str, *, is_package: bool = False) -> list[Import]:
-    """Every module that the source names in an import, or as `torch.distributed`.
-
-    `from a import b` counts as `a.b`, whether `b` is a module or not: it lies within `a` either way.
-    """
-    found: list[Import] = []
-
-    def visit(node: ast.AST, when: Literal["load", "call", "typing"]) -> None:
-        targets: list[str] = []
-        if isinstance(node, ast.Import):
-            targets = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            parts = importer.split(".")
-            parents = parts[: len(parts) + is_package - node.level] if node.level else []
-            base = [*parents, node.module] if node.module else parents
-            targets = [".".join([*base, alias.name]) for alias in node.names]
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-            name = f"{node.value.id}.{node.attr}"
-            targets = [name] if name == "torch.distributed" else []
-        found.extend(Import(importer, getattr(node, "lineno", 0), target, when) for target in targets)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            when = "call"
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            for statement in node.body:
-                visit(statement, "typing")
-            for statement in node.orelse:
-                visit(statement, when)
-            return
-        for child in ast.iter_child_nodes(node):
-            visit(child, when)
-
-    visit(ast.parse(source), "load")
-    return found
-
-
-def read_modules() -> dict[str, list[Import]]:
-    modules = {}
-    for path in sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        modules[name] = imports_of(name, path.read_text(), is_package=parts[-1] == "__init__")
-    return modules
+KNOW_DISTRIBUTED = ("rlhf.parallel", "rlhf.training.deepspeed", "rlhf.launch")
+"""What ranks are made of is known in these rooms and nowhere else."""
 
 
 MODULES = read_modules()
@@ -115,7 +48,7 @@ def listed(violations: Iterator[Import]) -> list[str]:
 
 
 def test_a_package_imports_only_the_packages_it_may() -> None:
-    others = (*PACKAGES, "tests", "benchmarks", "configs")
+    others = (*PACKAGES, "tests", "configs")
 
     def forbidden(each: Import) -> bool:
         package = each.importer.partition(".")[0]
@@ -134,12 +67,52 @@ def test_mathematics_imports_torch_alone() -> None:
     )
 
 
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Groups of modules that import one another, directly or over others."""
+    groups = networkx.strongly_connected_components(networkx.DiGraph(graph))
+    return [sorted(group) for group in groups if len(group) > 1]
+
+
+def test_no_module_imports_itself_over_others() -> None:
+    assert circles(module_graph(MODULES)) == []
+
+
+def test_a_circle_is_found_wherever_its_imports_stand() -> None:
+    planted = {
+        "rlhf.a": imports_of("rlhf.a", "def f():\n  from rlhf.b import g"),
+        "rlhf.b": imports_of("rlhf.b", "if TYPE_CHECKING:\n  from rlhf import c"),
+        "rlhf.c": imports_of("rlhf.c", "import rlhf.a"),
+        "rlhf.d": imports_of("rlhf.d", "import rlhf.a"),
+    }
+    assert circles(module_graph(planted)) == [["rlhf.a", "rlhf.b", "rlhf.c"]]
+
+
+def test_a_room_imports_only_rooms_on_lower_floors() -> None:
+    upward = [
+        f"{room} → {target}"
+        for room, targets in architecture.room_graph().items()
+        for target in sorted(targets)
+        if architecture.floor_of(target) >= architecture.floor_of(room)
+    ]
+    assert upward == []
+
+
+def test_every_module_is_in_a_room() -> None:
+    outside = {name for name in MODULES if architecture.room_of(name) is None}
+    assert outside == {"rlhf"}
+
+
+def test_the_picture_in_the_docs_is_that_of_the_imports() -> None:
+    page = architecture.PAGE.read_text(encoding="utf-8")
+    assert architecture.drawing() in page, "run: python -m tests.architecture"
+
+
 def test_few_modules_know_of_processes() -> None:
     assert (
         listed(
             each
             for each in imports()
-            if is_within(each.target, DISTRIBUTED) and each.importer not in KNOW_DISTRIBUTED
+            if is_within(each.target, DISTRIBUTED) and not is_within(each.importer, KNOW_DISTRIBUTED)
         )
         == []
     )
