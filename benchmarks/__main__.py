@@ -15,7 +15,7 @@ from rlhf.commands.process import run_command
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
-    from benchmarks.suite import Options
+    from benchmarks.trl.suite import Options
 
 COMPLETIONS = (2, 4, 9)
 RACES = ("ppo-fixed", "ppo-real", "ppo-memory", "reward")
@@ -39,8 +39,8 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(
                 f"there is no shape `{name}`", where="--shapes", fix=f"Choose from {', '.join(SHAPES)}."
             )
-    from benchmarks.race import alone_in
-    from benchmarks.suite import Options
+    from benchmarks.processes import alone_in
+    from benchmarks.trl.suite import Options
 
     options = Options(
         rounds=arguments.rounds,
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _race_rewards(options: "Options", arguments: argparse.Namespace) -> None:
-    from benchmarks.suite import race_reward
+    from benchmarks.trl.suite import race_reward
 
     shape = SHAPES[(arguments.shapes or SPEED_SHAPES)[0]]
     for name, workload in REWARD_WORKLOADS.items():
@@ -73,7 +73,7 @@ def _race_rewards(options: "Options", arguments: argparse.Namespace) -> None:
 
 
 def _race_ppo(race: str, options: "Options", arguments: argparse.Namespace) -> None:
-    from benchmarks.suite import race_ppo
+    from benchmarks.trl.suite import race_ppo
 
     is_memory = race == "ppo-memory"
     if is_memory:  # peaks hardly vary

@@ -4,6 +4,8 @@ Random weights end a response anywhere. Here the first coordinate of the residua
 token: the embedding sets it, and no block writes to it. A row of the output head that reads this coordinate
 alone is a bias, and so EOS gets a fixed probability at every position, while padding and the other special
 tokens get none. Both racers load the same weights, and the trick costs neither of them anything.
+
+At the end stands what is asked of any base and of the adapters on it.
 """
 
 from pathlib import Path
@@ -16,12 +18,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from benchmarks.workloads import Shape
-from rlhf.model.backbone import quiet_transformers
+from rlhf.model.backbone import Backbone, quiet_transformers
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 PAD, BOS, EOS, UNK = range(4)
 _NEVER_NATS = 30.0
 """A token this many nats below all others together is drawn once in 10¹³ draws."""
+_NOISE = 0.02
+"""Standard deviation of the noise that gives a new adapter an effect."""
 
 
 def write_base_model(folder: Path, shape: Shape, *, eos_hazard: float, seed: int = 0) -> None:
@@ -89,3 +93,24 @@ def _set_eos_hazard(model: LlamaForCausalLM, texts_BL: Tensor, hazard: float) ->
             mean = float(torch.sigmoid(middle * bias_N - others_N).mean())
             low, high = (middle, high) if mean < hazard else (low, middle)
         head[EOS, 0] = (low + high) / 2
+
+
+def perturb(backbone: Backbone, role: str, generator: torch.Generator) -> None:
+    """Add noise to a new adapter, which would otherwise have no effect."""
+    with torch.no_grad():
+        for parameter in backbone.adapter_parameters(role).values():
+            # Drawn on the CPU: the same on every device.
+            noise = torch.randn(parameter.shape, generator=generator) * _NOISE
+            parameter.add_(noise.to(parameter.device))
+
+
+def base_tensors(backbone: Backbone) -> dict[str, Tensor]:
+    """Everything that the base holds, its quantization's scales included, by name."""
+    state = backbone.model.state_dict()
+    return {k: v for k, v in state.items() if ".lora_" not in k and isinstance(v, Tensor)}
+
+
+def base_bytes(backbone: Backbone) -> int:
+    """Bytes of the base, each storage once."""
+    storages = [tensor.untyped_storage() for tensor in base_tensors(backbone).values()]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

@@ -1,4 +1,4 @@
-"""What the figures were measured on, and with which code."""
+"""Which machine measured, and with which code."""
 
 import os
 import platform

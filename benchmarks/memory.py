@@ -10,9 +10,23 @@ import resource
 import sys
 from pathlib import Path
 
-from benchmarks.jobs import Memory
+from rlhf.runs.manifest import Record
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Memory(Record):
+    """Peak resident memory of a racer, and what importing its libraries had already cost."""
+
+    imported_bytes: int
+    peak_bytes: int
+    source: str
+    device_peak_bytes: int | None = None
+    """Peak of the CUDA allocator, which importing leaves at 0."""
+
+    @property
+    def increment_bytes(self) -> int:
+        return self.peak_bytes - self.imported_bytes
 
 
 class PeakMemory:

@@ -78,7 +78,7 @@ _PACKAGES = ("torch", "transformers", "peft")
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planner", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(CHECKED)} [all]")
-    parser.add_argument("--output", type=Path, help="where the figures go, as JSON")
+    parser.add_argument("--output", type=Path, help="where the numbers go, as JSON")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--measure", metavar="NAME", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -101,7 +101,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def compared(name: str, device: str) -> dict[str, Any]:
-    """The plan of a shape beside what its iteration took, in a process of its own."""
+    """The plan of a shape next to what its iteration took, in a process of its own."""
     from plan.memory import Devices
     from plan.model import Sketch
     from plan.stages import Request, plan_ppo
@@ -206,7 +206,7 @@ def recipe_of(name: str, folder: Path) -> Recipe:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the figures were measured on, and with which code."""
+    """Which machine measured, and with which code."""
     import torch
 
     return {

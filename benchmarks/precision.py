@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from benchmarks.base_model import base_bytes, perturb
 from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.sampling.local import sample
 from rlhf.sampling.rollouts import Rollouts, from_lists
@@ -56,17 +57,8 @@ def load(path: str, precision: Precision, variant: str = "") -> Backbone:
             if type(layer).__name__ == "Linear4bit":
                 layer.compute_dtype = torch.bfloat16
     backbone.add_adapter("policy", LORA, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in backbone.adapter_parameters("policy").values():
-            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    perturb(backbone, "policy", torch.Generator().manual_seed(2))
     return backbone
-
-
-def base_bytes(backbone: Backbone) -> int:
-    """Bytes of the base, its quantization's scales and code books included, each storage once."""
-    tensors = [v for k, v in backbone.model.state_dict().items() if ".lora_" not in k]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
 def draw(backbone: Backbone) -> Rollouts:

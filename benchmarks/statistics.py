@@ -9,7 +9,7 @@ Curve = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
-class Spread:
+class MedianRange:
     """A median with the lowest and the highest of what it was taken from."""
 
     median: float
@@ -18,13 +18,13 @@ class Spread:
     num: int
 
     @staticmethod
-    def of(values: Sequence[float]) -> "Spread":
-        return Spread(median(values), min(values), max(values), len(values))
+    def of(values: Sequence[float]) -> "MedianRange":
+        return MedianRange(median(values), min(values), max(values), len(values))
 
 
-def paired_ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-    """The ratios of each round's two figures: what the machine did to a whole round cancels."""
-    return Spread.of([a / b for a, b in zip(numerators, denominators, strict=True)])
+def paired_ratios(numerators: Sequence[float], denominators: Sequence[float]) -> MedianRange:
+    """The ratios of each round's two numbers: what the machine did to a whole round cancels."""
+    return MedianRange.of([a / b for a, b in zip(numerators, denominators, strict=True)])
 
 
 def quantile(values: Sequence[float], share: float) -> float:

@@ -1,11 +1,12 @@
 """Both racers of every kind at toy size, each in a process of its own: the same work on both sides."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from benchmarks.peer_install import install_peer
-from benchmarks.suite import Options, race_ppo, race_reward
+from benchmarks.trl.peer_install import install_peer
+from benchmarks.trl.suite import Options, race_ppo, race_reward
 from benchmarks.workloads import REWARD_WORKLOADS, SHAPES, PPOWorkload
 from rlhf.errors import UserError
 
@@ -47,7 +48,9 @@ def test_ppo_racers_do_the_same_work(options: Options, root: Path, tmp_path: Pat
     assert ours["versions"]["trl"] != "1.12.0"
     assert peer["versions"]["trl"] == "1.12.0"
     assert set(ours["breakdown"]) == {"sampling", "scoring", "training", "everything else"}
-    assert (tmp_path / "results" / "ppo-toy-toy.json").is_file()
+    written = json.loads((tmp_path / "results" / "ppo-toy-toy.json").read_text(encoding="utf-8"))
+    assert [set(each) for each in written["rounds"]] == [{"ours, all layers", "peer, all layers"}]
+    assert written["racers"] == report["racers"]
 
 
 def test_reward_racers_do_the_same_work(options: Options) -> None:

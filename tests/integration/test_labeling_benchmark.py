@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.labeling import main
+from benchmarks.labeling.__main__ import main
 
 pytestmark = pytest.mark.slow
 

@@ -1,18 +1,18 @@
 import pytest
 
-from benchmarks.statistics import Spread, first_crossing, paired_ratios, quantile
+from benchmarks.statistics import MedianRange, first_crossing, paired_ratios, quantile
 
 
 def test_a_slow_round_does_not_change_a_paired_ratio() -> None:
-    assert paired_ratios([2.0, 20.0, 3.0], [1.0, 10.0, 1.0]) == Spread(2.0, 2.0, 3.0, 3)
+    assert paired_ratios([2.0, 20.0, 3.0], [1.0, 10.0, 1.0]) == MedianRange(2.0, 2.0, 3.0, 3)
 
 
-def test_every_round_needs_both_figures() -> None:
+def test_every_round_needs_both_numbers() -> None:
     with pytest.raises(ValueError, match="zip"):
         paired_ratios([1.0, 2.0], [1.0])
 
 
-def test_quantiles_lie_between_the_values_beside_them() -> None:
+def test_quantiles_are_between_neighbouring_values() -> None:
     assert [quantile([4, 1, 3, 2], share) for share in (0.0, 0.5, 1.0)] == [1, 2.5, 4]
     assert quantile([7], 0.9) == 7
 

@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.learning import layer_overrides
+from benchmarks.trl.learning import layer_overrides
 from benchmarks.workloads import (
     PPO_WORKLOADS,
     REWARD_WORKLOADS,

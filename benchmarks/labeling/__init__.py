@@ -1,0 +1,1 @@
+"""The labeling store and screen: `python -m benchmarks.labeling`, `benchmarks.labeling.kills`, `.screen`."""
