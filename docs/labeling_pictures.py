@@ -11,14 +11,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from labeling.adjudication import Adjudication
-from labeling.items import Item
-from labeling.judgements import Judgement, Task
-from labeling.policy import Policy
-from labeling.project import NewItem, Project
-from labeling.screen.app import LabelerApp
-from labeling.session import Session, new_submission
-from labeling.workplace import Workplace
+from labeling.sessions.adjudication import Adjudication
+from labeling.sessions.labeling_session import LabelingSession
+from labeling.sessions.session import Session, new_submission
+from labeling.store.items import Item
+from labeling.store.judgements import Judgement, Task
+from labeling.store.project import NewItem, Project
+from labeling.store.rules import LabelingRules
+from labeling.terminal.app import LabelerApp
 from rlhf.commands.process import run_command
 from rlhf.data.records import Rank
 from rlhf.errors import UserError
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--browser", action="store_true", help="also the one of Chromium")
     arguments = parser.parse_args(argv)
     IMAGES.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, Project.create(folder, Policy(overlap=4)) as project:
+    with tempfile.TemporaryDirectory() as folder, Project.create(folder, LabelingRules(overlap=4)) as project:
         project.add(NewItem(Item(prompt=f"{PROMPT}{' ' * n}", completions=ANSWERS)) for n in range(3))
         for width, height in SIZES:
             with Session(project, "ann") as session:
@@ -53,9 +53,9 @@ def main(argv: Sequence[str]) -> int:
                 path.write_text(asyncio.run(_terminal(session, (width, height))), encoding="utf-8")
                 print(path.relative_to(ROOT))
         _label(project)
-        with Adjudication(project, "eva", threshold=0.7) as desk:
+        with Adjudication(project, "eva", threshold=0.7) as adjudication:
             path = IMAGES / "labeling-adjudicate.svg"
-            path.write_text(asyncio.run(_terminal(desk, SIZES[0])), encoding="utf-8")
+            path.write_text(asyncio.run(_terminal(adjudication, SIZES[0])), encoding="utf-8")
             print(path.relative_to(ROOT))
         if arguments.browser:
             _browser(project, IMAGES / "labeling-browser.png")
@@ -73,11 +73,11 @@ def _label(project: Project) -> None:
                 session.submit(task, Judgement(shown, note=note), submission=new_submission())
 
 
-async def _terminal(session: Workplace, size: tuple[int, int]) -> str:
+async def _terminal(session: LabelingSession, size: tuple[int, int]) -> str:
     app = LabelerApp(session)
     async with app.run_test(size=size) as pilot:
         await pilot.pause()
-        while app.desk.num_waiting:
+        while app.background.num_waiting:
             await pilot.pause(0.05)
         await pilot.press("home", "0", "1", "f", "3")
         await pilot.pause(0.2)

@@ -99,7 +99,9 @@ def _demonstrations(recipe: Recipe, *, clean: bool) -> int:
     inputs = source_fingerprints("prompts", settings.prompts, run_folder=recipe.run_folder)
     stage = _open(recipe, "demonstrations", inputs, clean=clean, sections=("labeling", "model", "run"))
     if stage is not None:
-        from labeling.sample import make_demonstrations  # torch and transformers load only when there is work
+        from labeling.generation.sample import (
+            make_demonstrations,  # torch and transformers load only when there is work
+        )
 
         with stage:
             make_demonstrations(recipe, settings, stage)
@@ -113,7 +115,7 @@ def _samples(recipe: Recipe, *, clean: bool) -> int:
     sections = ("labeling", "model", "run")
     stage = _open(recipe, "samples", inputs, clean=clean, sections=sections, reads=["sft"])
     if stage is not None:
-        from labeling.sample import make_samples
+        from labeling.generation.sample import make_samples
 
         with stage:
             make_samples(recipe, settings, stage)
@@ -132,7 +134,7 @@ def _rankings(recipe: Recipe, *, clean: bool) -> int:
     inputs = {"samples": sha256_file(samples), "scorer": scorer_fingerprint(settings.scorer)}
     stage = _open(recipe, "rankings", inputs, clean=clean, sections=("labeling", "run"))
     if stage is not None:
-        from labeling.rank import make_rankings
+        from labeling.generation.rankings import make_rankings
 
         with stage:
             make_rankings(recipe, settings, stage, samples=samples)

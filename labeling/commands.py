@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from labeling.policy import Policy
+from labeling.store.rules import LabelingRules
 from rlhf.errors import UserError
 
 if TYPE_CHECKING:
-    from labeling.project import Project
-    from labeling.workplace import Workplace
+    from labeling.sessions.labeling_session import LabelingSession
+    from labeling.store.project import Project
 
 Run = Callable[[argparse.Namespace], int]
 Arguments = Callable[[argparse.ArgumentParser], None]
@@ -64,7 +64,7 @@ def run(name: str, argv: Sequence[str]) -> int:
 
 
 def _create_arguments(parser: argparse.ArgumentParser) -> None:
-    default = Policy()
+    default = LabelingRules()
     add = parser.add_argument
     add("--items", type=Path, metavar="FILE", help="prompts with completions, as `samples` writes them")
     add("--config", type=Path, metavar="RECIPE", help="instead of --items: sample as `labeling.samples` says")
@@ -106,7 +106,7 @@ def _create_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _create(arguments: argparse.Namespace) -> int:
-    from labeling.creation import Sources, create
+    from labeling.exchange.creation import Sources, create
 
     if (arguments.items is None) == (arguments.config is None):
         raise UserError(
@@ -157,25 +157,25 @@ def _rank_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _rank(arguments: argparse.Namespace) -> int:
-    from labeling.project import Project
-    from labeling.session import Session
+    from labeling.sessions.session import Session
+    from labeling.store.project import Project
 
     with Project.open(arguments.project) as project, Session(project, arguments.labeler) as session:
         _work(session, plain=arguments.plain)
     return 0
 
 
-def _work(workplace: "Workplace", *, plain: bool) -> None:
+def _work(session: "LabelingSession", *, plain: bool) -> None:
     """Let somebody work on the terminal until they quit or nothing is left."""
     if plain or not _full_screen():
-        from labeling.plain import PlainScreen
+        from labeling.terminal.plain import PlainScreen
 
-        PlainScreen(workplace, sys.stdin, sys.stdout).run()
+        PlainScreen(session, sys.stdin, sys.stdout).run()
     else:
         os.environ.setdefault("TEXTUAL_FPS", "120")  # a key waits half as long for the next frame
-        from labeling.screen.app import run_screen
+        from labeling.terminal.app import run_screen
 
-        run_screen(workplace)
+        run_screen(session)
 
 
 def _full_screen() -> bool:
@@ -194,7 +194,7 @@ def _serve_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from labeling.project import Project
+    from labeling.store.project import Project
 
     try:
         from labeling.browser.run import serve
@@ -212,7 +212,7 @@ def _token_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _token(arguments: argparse.Namespace) -> int:
-    from labeling.project import Project
+    from labeling.store.project import Project
 
     print(Project.open(arguments.project).issue_token(arguments.labeler))
     return 0
@@ -224,9 +224,9 @@ def _status_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    from labeling.project import Project
-    from labeling.report import print_status, status_json
-    from labeling.status import status
+    from labeling.analysis.report import print_status, status_json
+    from labeling.analysis.status import status
+    from labeling.store.project import Project
 
     project = Project.open(arguments.project)
     found = status(project, threshold=arguments.threshold)
@@ -249,27 +249,27 @@ def _adjudicate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _adjudicate(arguments: argparse.Namespace) -> int:
-    from labeling.project import Project
+    from labeling.store.project import Project
 
     with Project.open(arguments.project) as project:
         if arguments.item is not None or arguments.ranks is not None:
             _decide(project, arguments)
         elif arguments.labeler is not None:
-            from labeling.adjudication import Adjudication
+            from labeling.sessions.adjudication import Adjudication
 
             with Adjudication(project, arguments.labeler, threshold=arguments.threshold) as adjudication:
                 _work(adjudication, plain=arguments.plain)
         else:
-            from labeling.decisions import disputes
-            from labeling.report import print_disputes
+            from labeling.analysis.decisions import disputes
+            from labeling.analysis.report import print_disputes
 
             print_disputes(project, disputes(project, threshold=arguments.threshold), limit=arguments.limit)
     return 0
 
 
 def _decide(project: "Project", arguments: argparse.Namespace) -> None:
-    from labeling.decisions import decide
-    from labeling.plain import parse_ranks
+    from labeling.analysis.decisions import decide
+    from labeling.terminal.plain import parse_ranks
 
     if arguments.item is None or arguments.ranks is None or arguments.labeler is None:
         raise UserError(
@@ -293,8 +293,8 @@ def _simulate_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
-    from labeling.project import Project
-    from labeling.simulate import Script, simulate
+    from labeling.sessions.simulate import Script, simulate
+    from labeling.store.project import Project
     from rlhf.data.scorers import load_scorer
 
     if not 0 <= arguments.error_rate <= 0.5:
@@ -333,8 +333,8 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from labeling.export import ExportOptions, export
-    from labeling.project import Project
+    from labeling.exchange.export import ExportOptions, export
+    from labeling.store.project import Project
     from rlhf.runs.manifest import MANIFEST
 
     options = ExportOptions(
@@ -363,7 +363,7 @@ def _import_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from labeling.creation import import_file
+    from labeling.exchange.creation import import_file
 
     import_file(arguments)
     return 0

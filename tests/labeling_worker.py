@@ -10,10 +10,10 @@ import os
 import sys
 import time
 
-from labeling.assignment import NoTask
-from labeling.judgements import Judgement
-from labeling.project import Project
-from labeling.session import Session, new_submission
+from labeling.sessions.session import Session, new_submission
+from labeling.store.assignment import NoTask
+from labeling.store.judgements import Judgement
+from labeling.store.project import Project
 
 
 def main(location: str, labeler: str, acknowledged: str) -> None:

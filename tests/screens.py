@@ -8,11 +8,11 @@ from typing import Any
 
 from textual.pilot import Pilot
 
-from labeling.items import Item
-from labeling.policy import Policy
-from labeling.project import NewItem, Project
-from labeling.screen.app import LabelerApp
-from labeling.workplace import Workplace
+from labeling.sessions.labeling_session import LabelingSession
+from labeling.store.items import Item
+from labeling.store.project import NewItem, Project
+from labeling.store.rules import LabelingRules
+from labeling.terminal.app import LabelerApp
 
 WAIT_SECONDS = 20.0
 
@@ -35,7 +35,7 @@ class Screen:
         await self._pilot.pause()
 
     async def settled(self) -> None:
-        await self.until(lambda: not self.app.desk.num_waiting)
+        await self.until(lambda: not self.app.background.num_waiting)
         await self._pilot.pause()
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -58,7 +58,7 @@ class Screen:
 
 
 @asynccontextmanager
-async def shown(session: Workplace, *, size: tuple[int, int] = (80, 24)) -> AsyncIterator[Screen]:
+async def shown(session: LabelingSession, *, size: tuple[int, int] = (80, 24)) -> AsyncIterator[Screen]:
     """The program with its first item on the screen."""
     app = LabelerApp(session)
     async with app.run_test(size=size) as pilot:
@@ -72,7 +72,7 @@ async def shown(session: Workplace, *, size: tuple[int, int] = (80, 24)) -> Asyn
 
 
 def play(
-    session: Workplace,
+    session: LabelingSession,
     story: Callable[[Screen], Coroutine[Any, Any, None]],
     *,
     size: tuple[int, int] = (80, 24),
@@ -86,9 +86,9 @@ def play(
     asyncio.run(run())
 
 
-def small_project(where: str, *completions: str, num_items: int = 3, **policy: object) -> Project:
+def small_project(where: str, *completions: str, num_items: int = 3, **rules: object) -> Project:
     """A project of items with these answers, or three short ones."""
-    project = Project.create(where, Policy.model_validate({"gold_share": 0.0, **policy}))
+    project = Project.create(where, LabelingRules.model_validate({"gold_share": 0.0, **rules}))
     texts = completions or ("answer a", "answer b", "answer c")
     project.add(NewItem(Item(prompt=f"question {n}", completions=texts)) for n in range(num_items))
     return project

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from benchmarks.labeling.workers import acknowledged, start_labeler
 from benchmarks.statistics import quantile
-from labeling.items import Item
-from labeling.labels import read_labels
-from labeling.policy import Policy
-from labeling.project import NewItem, Project
+from labeling.store.items import Item
+from labeling.store.labels import read_labels
+from labeling.store.project import NewItem, Project
+from labeling.store.rules import LabelingRules
 from rlhf.commands.process import run_command
 
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         location = arguments.database or str(Path(folder) / "project")
-        with Project.create(location, Policy(overlap=arguments.overlap, gold_share=0.0)) as project:
+        with Project.create(location, LabelingRules(overlap=arguments.overlap, gold_share=0.0)) as project:
             project.add(
                 NewItem(Item(prompt=f"question {n}", completions=tuple(f"answer {k}" for k in range(4))))
                 for n in range(arguments.items)

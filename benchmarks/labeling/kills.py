@@ -16,11 +16,11 @@ from pathlib import Path
 from sqlalchemy import func, select
 
 from benchmarks.labeling.workers import acknowledged, start_labeler
-from labeling.items import Item
-from labeling.labels import read_labels
-from labeling.policy import Policy
-from labeling.project import NewItem, Project
-from labeling.tables import events
+from labeling.store.items import Item
+from labeling.store.labels import read_labels
+from labeling.store.project import NewItem, Project
+from labeling.store.rules import LabelingRules
+from labeling.store.tables import events
 from rlhf.commands.process import run_command
 
 OVERLAP = 2
@@ -41,10 +41,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--labelers", type=int, default=4, help="processes at once [%(default)s]")
     parser.add_argument("--seed", type=int, default=0, help="of the moments [%(default)s]")
     options = parser.parse_args(argv)
-    policy = Policy(overlap=OVERLAP, gold_share=0.0, lease_seconds=LEASE_SECONDS, presence_seconds=1.0)
+    rules = LabelingRules(overlap=OVERLAP, gold_share=0.0, lease_seconds=LEASE_SECONDS, presence_seconds=1.0)
     with tempfile.TemporaryDirectory() as folder:
         location = options.database or str(Path(folder) / "project")
-        with Project.create(location, policy) as project:
+        with Project.create(location, rules) as project:
             _kill(project, location, options, Path(folder))
             num_left = _finish(location, options, Path(folder))
             num_items, num_expired = project.num_items(), _num_events(project, "expired")

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from benchmarks.processes import ROOT
 from benchmarks.statistics import quantile
-from labeling.items import Item
-from labeling.policy import Policy
-from labeling.project import NewItem, Project
+from labeling.store.items import Item
+from labeling.store.project import NewItem, Project
+from labeling.store.rules import LabelingRules
 from rlhf.commands.process import run_command
 
 Taken = tuple[float, float]
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     )
     arguments = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        with Project.create(folder, Policy(gold_share=0.0)) as project:
+        with Project.create(folder, LabelingRules(gold_share=0.0)) as project:
             project.add(NewItem(item) for item in _items(arguments.items))
         print(f"{arguments.items:,} items, {NUM_COMPLETIONS} completions of {NUM_CHARACTERS:,} characters")
         for size in arguments.size or SIZES:

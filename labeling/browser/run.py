@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from labeling.browser.server import Server
-from labeling.project import Project
+from labeling.store.project import Project
 from rlhf.errors import UserError
 
 

@@ -20,8 +20,8 @@ import textual_serve
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from labeling.browser.process import RankProcess
-from labeling.database import StoreError
-from labeling.project import Project
+from labeling.store.database import StoreError
+from labeling.store.project import Project
 
 COOKIE = "triptych_token"
 MAX_SESSIONS = 4
@@ -32,7 +32,7 @@ REFUSAL_SECONDS = 0.5
 UNAVAILABLE = "The database cannot be used just now. What was submitted is safe; try again in a while."
 SIZES = range(1, 501)
 
-_POLICY = (
+_CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; font-src 'self'; "
     "img-src 'self' data:; connect-src 'self' {socket}; "
     "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -143,7 +143,7 @@ class Server:
         safe = html.escape(self._socket_url(request)).replace(";", "").replace(" ", "")
         response.headers.update(
             {
-                "Content-Security-Policy": _POLICY.format(socket=safe),
+                "Content-Security-Policy": _CSP.format(socket=safe),
                 "X-Content-Type-Options": "nosniff",
                 "Referrer-Policy": "same-origin",
                 "Cache-Control": "no-store",

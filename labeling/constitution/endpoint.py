@@ -17,10 +17,10 @@ from typing import Any
 
 import aiohttp
 
-from labeling.constitution.asking import seed_of
 from labeling.constitution.cache import Cache, key_of
 from labeling.constitution.config import EndpointSettings
-from labeling.harmless import harmless_line
+from labeling.constitution.feedback import seed_of
+from labeling.sanitize import sanitize_line
 from rlhf.errors import UserError
 from rlhf.runs.tracking import progress
 
@@ -195,7 +195,7 @@ class Endpoint:
 
     def _refusal(self, status: int, text: str, retry_after: str) -> FailedError | UserError:
         excerpt = text.replace(self._secret, "***") if self._secret else text
-        said = f"status {status}: {harmless_line(excerpt.strip()[:_SHOWN_CHARACTERS])}"
+        said = f"status {status}: {sanitize_line(excerpt.strip()[:_SHOWN_CHARACTERS])}"
         if status in _AGAIN or status >= 500:
             pause = float(retry_after) if retry_after.isdecimal() else 0.0
             return FailedError(f"status_{status}", said, pause_seconds=min(pause, MAX_PAUSE_SECONDS))

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from labeling.constitution.asking import Answer, Chosen, Request, Written, normalized
 from labeling.constitution.cache import Cache, key_of
 from labeling.constitution.config import LocalSettings
+from labeling.constitution.feedback import Answer, Chosen, Request, Written, normalized
 from rlhf.data.records import Turns
 from rlhf.errors import UserError
 from rlhf.model.backbone import REFERENCE, Backbone

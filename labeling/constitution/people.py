@@ -6,16 +6,16 @@ from random import Random
 
 import numpy as np
 
-from labeling.agreement import Ratings, agreement, cohen
-from labeling.constitution.asking import seed_of
+from labeling.analysis.agreement import Ratings, agreement, cohen
+from labeling.constitution.feedback import seed_of
 from labeling.constitution.opinions import log_odds
 from labeling.constitution.preferences import Judged
-from labeling.importing import ForeignLabel, Imported, enter
-from labeling.items import Item
-from labeling.judgements import Judgement, implied_pairs, ranks_of
-from labeling.labels import Label
-from labeling.policy import Policy
-from labeling.project import Project
+from labeling.exchange.importing import ForeignLabel, Imported, enter
+from labeling.store.items import Item
+from labeling.store.judgements import Judgement, implied_pairs, ranks_of
+from labeling.store.labels import Label
+from labeling.store.project import Project
+from labeling.store.rules import LabelingRules
 from rlhf.data.records import Rank, Ranking
 from rlhf.errors import UserError
 from rlhf.statistics.evaluation import Estimate, calibration_error, pair_accuracy
@@ -139,7 +139,7 @@ def _project(location: str) -> Project:
     except UserError as error:
         if "no labeling project" not in error.what:
             raise
-        return Project.create(location, Policy())
+        return Project.create(location, LabelingRules())
 
 
 def _by_items(ratings: Ratings, ranked: Sequence[int]) -> Ratings:

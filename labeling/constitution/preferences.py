@@ -7,7 +7,9 @@ from random import Random
 from typing import Any
 
 from labeling.constitution import questions
-from labeling.constitution.asking import (
+from labeling.constitution.config import PreferencesSettings
+from labeling.constitution.constitution import Constitution, Principle
+from labeling.constitution.feedback import (
     Chosen,
     Model,
     Request,
@@ -17,12 +19,10 @@ from labeling.constitution.asking import (
     seed_of,
     written,
 )
-from labeling.constitution.config import PreferencesSettings
-from labeling.constitution.constitution import Constitution, Principle
 from labeling.constitution.opinions import Opinion, probability
 from labeling.constitution.prompts import Asked
-from labeling.items import Item
-from labeling.judgements import ranks_of
+from labeling.store.items import Item
+from labeling.store.judgements import ranks_of
 from rlhf.data.records import Comparison, Prompt, Ranking, prompt_key, to_json
 
 BOTH_ORDERS = (False, True)

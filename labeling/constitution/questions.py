@@ -8,8 +8,8 @@ to end, and go on as the question.
 import re
 from collections.abc import Iterator, Sequence
 
-from labeling.constitution.asking import assistant, user
 from labeling.constitution.constitution import ComparisonExample, Constitution, Principle
+from labeling.constitution.feedback import assistant, user
 from rlhf.data.records import Turns
 from rlhf.model.chat import prompt_text
 

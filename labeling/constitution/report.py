@@ -9,7 +9,7 @@ from labeling.constitution.constitution import Constitution
 from labeling.constitution.metrics import Figures
 from labeling.constitution.preferences import Judged
 from labeling.constitution.revisions import Draft
-from labeling.harmless import harmless
+from labeling.sanitize import sanitize
 from rlhf.model.chat import prompt_text
 
 NUM_EXAMPLES = 6
@@ -201,11 +201,11 @@ def _figure(picture: str, caption: str) -> str:
 
 
 def _pre(text: str) -> str:
-    return f"<pre>{escape(harmless(text))}</pre>"
+    return f"<pre>{escape(sanitize(text))}</pre>"
 
 
 def _inline(text: str) -> str:
-    return escape(harmless(text).replace("\n", " "))
+    return escape(sanitize(text).replace("\n", " "))
 
 
 def _page(title: str, parts: Sequence[str]) -> str:

@@ -12,9 +12,9 @@ from random import Random
 from typing import Any
 
 from labeling.constitution import questions
-from labeling.constitution.asking import Model, Request, Written, as_turns, seed_of, written
 from labeling.constitution.config import RevisionsSettings, TextSettings
 from labeling.constitution.constitution import Constitution, Principle
+from labeling.constitution.feedback import Model, Request, Written, as_turns, seed_of, written
 from labeling.constitution.prompts import Asked
 from rlhf.data.records import Demonstration, Prompt, Turns, prompt_key, to_json
 

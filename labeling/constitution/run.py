@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import Any, Self
 
 from labeling.constitution import people, preferences, revisions
-from labeling.constitution.asking import Model
 from labeling.constitution.cache import Cache
 from labeling.constitution.config import (
     ConstitutionSettings,
@@ -17,12 +16,13 @@ from labeling.constitution.config import (
     RevisionsSettings,
 )
 from labeling.constitution.constitution import Constitution
+from labeling.constitution.feedback import Model
 from labeling.constitution.metrics import Figures, preference_figures, revision_figures, running_figures
 from labeling.constitution.prompts import read_grouped
 from labeling.constitution.report import preferences_page, revisions_page
 from labeling.constitution.stages import completions_file, model_folder
-from labeling.database import shown_location
-from labeling.items import Item, read_items
+from labeling.store.database import shown_location
+from labeling.store.items import Item, read_items
 from rlhf.data.counts import RecordCounts
 from rlhf.data.records import Demonstration, Ranking, write_jsonl
 from rlhf.data.scorers import load_scorer

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from labeling.constitution.asking import Answer, Chosen, Request, Written, log_sum, normalized, seed_of
 from labeling.constitution.cache import Cache
 from labeling.constitution.config import EndpointSettings
 from labeling.constitution.endpoint import Call, Endpoint, Json
+from labeling.constitution.feedback import Answer, Chosen, Request, Written, log_sum, normalized, seed_of
 from rlhf.errors import UserError
 from rlhf.model.chat import prompt_text
 

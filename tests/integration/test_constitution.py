@@ -19,9 +19,9 @@ import ppo.__main__
 import reward.__main__
 import sft.__main__
 from labeling.__main__ import main
-from labeling.export import ExportOptions, export
-from labeling.labels import read_labels
-from labeling.project import Project
+from labeling.exchange.export import ExportOptions, export
+from labeling.store.labels import read_labels
+from labeling.store.project import Project
 from rlhf.commands.process import run_command
 from rlhf.data.readers import local_file
 from rlhf.errors import UserError

@@ -17,9 +17,9 @@ import pytest
 from aiohttp.test_utils import TestServer
 
 from labeling.browser.server import Server
-from labeling.database import StoreError
-from labeling.labels import read_labels
-from labeling.project import Project
+from labeling.store.database import StoreError
+from labeling.store.labels import read_labels
+from labeling.store.project import Project
 from tests.postgres import missing
 from tests.screens import small_project
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 import labeling.__main__
 import sft.__main__
-from labeling.items import read_items
+from labeling.store.items import read_items
 from rlhf.commands.process import run_command
 from rlhf.data.sources import read_demonstrations, read_rankings
 from rlhf.runs.stage import require

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from labeling.labels import read_labels
-from labeling.project import Project
+from labeling.store.labels import read_labels
+from labeling.store.project import Project
 from tests.screens import small_project
 from tests.terminals import terminal
 
@@ -87,7 +87,7 @@ def test_a_program_that_is_killed_leaves_the_draft(project: Project) -> None:
         screen.until_shown("hm")
         time.sleep(0.5)
         os.kill(screen.program(), signal.SIGKILL)
-    time.sleep(project.policy.presence_seconds)
+    time.sleep(project.rules.presence_seconds)
     with terminal(*rank(project)) as again:
         shown = again.until_shown("question 0")
         assert "1:2nd" in shown

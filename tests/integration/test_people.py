@@ -13,7 +13,7 @@ import yaml
 import reward.__main__
 import sft.__main__
 from labeling.__main__ import main
-from labeling.project import Project
+from labeling.store.project import Project
 from rlhf.commands.process import run_command
 from rlhf.runs.stage import require
 from tests.terminals import terminal

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from labeling.items import Item
-from labeling.policy import Policy
-from labeling.project import NewItem, Project
+from labeling.store.items import Item
+from labeling.store.project import NewItem, Project
+from labeling.store.rules import LabelingRules
 from tests.postgres import Server, server
 
 
@@ -50,8 +50,10 @@ def make(location: str, clock: Clock) -> Iterator[Make]:
     """Make a project with so many items of three completions, and close it after the test."""
     made: list[Project] = []
 
-    def make_project(num_items: int = 3, *, num_completions: int = 3, **policy: object) -> Project:
-        project = Project.create(location, Policy.model_validate({"gold_share": 0.0, **policy}), clock=clock)
+    def make_project(num_items: int = 3, *, num_completions: int = 3, **rules: object) -> Project:
+        project = Project.create(
+            location, LabelingRules.model_validate({"gold_share": 0.0, **rules}), clock=clock
+        )
         completions = tuple(f"answer {k}" for k in range(num_completions))
         project.add(NewItem(Item(prompt=f"question {n}", completions=completions)) for n in range(num_items))
         made.append(project)

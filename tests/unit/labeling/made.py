@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from labeling.judgements import Judgement
-from labeling.labels import Label
+from labeling.store.judgements import Judgement
+from labeling.store.labels import Label
 from rlhf.data.records import Rank
 
 

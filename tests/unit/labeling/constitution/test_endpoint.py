@@ -12,9 +12,9 @@ import pytest
 from aiohttp import web
 from pydantic import ValidationError
 
-from labeling.constitution.asking import Answer, Request
 from labeling.constitution.cache import Cache
 from labeling.constitution.config import EndpointSettings
+from labeling.constitution.feedback import Answer, Request
 from labeling.constitution.served import ServedModel
 from rlhf.data.records import Message
 from rlhf.errors import UserError

@@ -7,9 +7,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from labeling.constitution.asking import Answer, Chosen, Request, Written
 from labeling.constitution.cache import Cache
 from labeling.constitution.config import LocalSettings
+from labeling.constitution.feedback import Answer, Chosen, Request, Written
 from labeling.constitution.local import LocalModel
 from labeling.constitution.metrics import running_figures
 from rlhf.data.records import Message

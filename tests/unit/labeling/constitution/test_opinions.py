@@ -12,7 +12,7 @@ from labeling.constitution.opinions import (
     sigmoid,
     triads_in_circle,
 )
-from labeling.judgements import ranks_of
+from labeling.store.judgements import ranks_of
 
 LOG_ODDS = st.floats(-5, 5)
 

@@ -2,7 +2,7 @@
 
 from labeling.constitution.people import Beside, beside
 from labeling.constitution.preferences import Judged
-from labeling.items import Item
+from labeling.store.items import Item
 from rlhf.data.records import Ranking
 
 ITEMS = [Item(prompt=f"p{n}", completions=("a", "b")) for n in range(8)]

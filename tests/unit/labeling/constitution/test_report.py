@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from labeling.constitution.asking import Chosen, Written
 from labeling.constitution.charts import bars, columns, lines
 from labeling.constitution.constitution import load_constitution
+from labeling.constitution.feedback import Chosen, Written
 from labeling.constitution.metrics import preference_figures, revision_figures, running_figures
 from labeling.constitution.people import beside
 from labeling.constitution.preferences import Asking, Heard, Judged
 from labeling.constitution.prompts import Asked
 from labeling.constitution.report import preferences_page, revisions_page
 from labeling.constitution.revisions import Draft, Round
-from labeling.items import Item
+from labeling.store.items import Item
 from rlhf.data.records import Ranking
 
 HOSTILE = '<script src="http://evil.example/x.js">alert(1)</script> \x1b[31m & "quotes"'

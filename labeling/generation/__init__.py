@@ -1,0 +1,1 @@
+"""Texts that models write to be labeled, and rankings by scripts."""

@@ -1,0 +1,1 @@
+"""Labelers and adjudicators at work: what every screen and script calls."""

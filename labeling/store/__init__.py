@@ -1,0 +1,1 @@
+"""What a labeling project is made of, and the database in which it is kept."""

@@ -1,0 +1,207 @@
+"""Ranking line by line: for dumb terminals, screen readers and scripts.
+
+One line is one command. Nothing is ever written over, no colour, no control characters. What has been
+understood is saved at once, so that a line lost is all that a broken connection can cost.
+"""
+
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from typing import TextIO, TypeVar
+
+from labeling.analysis.dispute_summary import dispute_summary
+from labeling.sanitize import sanitize, sanitize_line
+from labeling.sessions.heartbeat import Heartbeat
+from labeling.sessions.labeling_session import LabelerProgress, LabelingSession
+from labeling.sessions.session import new_submission
+from labeling.store.assignment import NoTask
+from labeling.store.database import StoreError
+from labeling.store.judgements import Judgement, Task
+from rlhf.data.records import FAILED, Rank
+from rlhf.errors import UserError
+from rlhf.model.chat import prompt_text
+
+COMMANDS = """\
+  2 1 F 3        a rank for each answer, in their order; 1 is best, equal ranks tie, F is failed; submits
+  score 5 7 1 6  quality from 1 to 7 of each answer (if the project has scores), before the ranks
+  note TEXT      a note on this item, before the ranks
+  flag TEXT      something is wrong with this item
+  skip TEXT      hand the item back, with a reason
+  undo           take back the last submission or skip
+  show           show the item again
+  ?              the instructions and this list
+  quit           stop; the next session goes on here
+"""
+ELSEWHERE = (
+    "Not kept: this item is open elsewhere now, or its time ran out. It still counts if you submit it here."
+)
+WIDTH = 78
+MAX_DIGITS = 3
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
+"""Seconds before a refused call is made again: doubled from the first to the longest."""
+
+Answer = TypeVar("Answer")
+
+
+class PlainScreen:
+    """Reads commands from `source` and answers on `sink` until there is nothing left, or `quit`."""
+
+    def __init__(
+        self,
+        session: LabelingSession,
+        source: TextIO,
+        sink: TextIO,
+        *,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._session, self._source, self._sink = session, source, sink
+        self._sleep, self._heartbeat = sleep, Heartbeat(session)
+        self._draft = Judgement.empty(0)
+
+    def run(self) -> None:
+        """Work until the input ends or the labeler quits."""
+        self._say(f"{self._session.labeler}: ? explains, quit stops.")
+        with self._heartbeat:
+            task = self._session.next()
+            while not isinstance(task, NoTask):
+                self._heartbeat.hold(task)
+                self._show(task)
+                following = self._on_one(task)
+                if following is None:
+                    return
+                task = following
+        self._say(task.message)
+
+    def _on_one(self, task: Task) -> Task | NoTask | None:
+        """Work on one item; returns the next, or None to stop."""
+        self._draft = task.draft
+        for line in self._lines():
+            word, _, rest = line.partition(" ")
+            try:
+                if word in ("quit", "q"):
+                    return None
+                if word == "undo":
+                    back = self._session.undo()
+                    if back is not None:
+                        return back
+                    self._say("There is nothing to undo.")
+                elif word == "skip":
+                    self._session.skip(task, rest)
+                    return self._insist(self._session.next)
+                elif word[:1].isdigit() or word in ("F", "f"):
+                    return self._submit(task, line)
+                else:
+                    self._lesser(task, word, rest)
+            except UserError as error:
+                self._say(f"{error.what}. {error.fix or ''}".rstrip())
+        return None
+
+    def _lesser(self, task: Task, word: str, rest: str) -> None:
+        """Commands after which the item stays."""
+        draft = self._draft
+        if word == "flag":
+            self._session.flag(task, rest)
+            self._say("Flagged.")
+        elif word == "note":
+            self._keep(task, Judgement(draft.ranks, draft.scores, rest.strip()))
+        elif word == "score":
+            self._keep(task, Judgement(draft.ranks, _scores(rest), draft.note))
+        elif word == "show":
+            self._show(task)
+        elif word in ("?", "help"):
+            self._say(sanitize(self._session.project.instructions))
+            self._say(COMMANDS)
+        else:
+            self._say(f"There is no command {sanitize_line(word)[:20]}; ? lists them.")
+
+    def _keep(self, task: Task, draft: Judgement) -> None:
+        kept = self._session.save(task, draft)
+        self._draft = draft
+        self._say("Noted." if kept else ELSEWHERE)
+
+    def _submit(self, task: Task, line: str) -> Task | NoTask:
+        """Hand in and take the next item in one step, so that no later line can be for the old one."""
+        judgement = Judgement(parse_ranks(line), self._draft.scores, self._draft.note)
+        judgement.final(len(task.completions), self._session.rules)
+        submission = new_submission()
+        receipt, following = self._insist(
+            lambda: self._session.submit_and_next(task, judgement, submission=submission)
+        )
+        self._say("Submitted late, and counted." if receipt.late else "Submitted.")
+        return following
+
+    def _insist(self, call: Callable[[], Answer]) -> Answer:
+        """Make a call again until the database takes it; no line is read meanwhile."""
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return call()
+            except StoreError as error:
+                self._say(f"{error.what}. Trying again; Ctrl-C stops.")
+                self._sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    def _show(self, task: Task) -> None:
+        self._say("")
+        self._say(_progress(self._session.progress()))
+        self._say("PROMPT")
+        self._block(prompt_text(task.prompt))
+        for number, completion in enumerate(task.completions, start=1):
+            self._say(f"ANSWER {number} of {len(task.completions)}")
+            self._block(completion)
+        for text in dispute_summary(task):
+            self._say("LABELS")
+            self._block(text)
+        if any(rank is not None for rank in task.draft.ranks):
+            entered = " ".join("-" if rank is None else str(rank) for rank in task.draft.ranks)
+            self._say(f"Entered so far: {entered}")
+        if task.draft.note:
+            self._say(f"Note: {sanitize_line(task.draft.note)}")
+        self._say("Ranks?")
+
+    def _block(self, text: str) -> None:
+        for line in sanitize(text).split("\n"):
+            for part in textwrap.wrap(line, WIDTH, replace_whitespace=False) or [""]:
+                self._say(f"  {part}".rstrip())
+
+    def _say(self, text: str) -> None:
+        self._sink.write(text.encode(self._encoding, "backslashreplace").decode(self._encoding) + "\n")
+        self._sink.flush()
+
+    @property
+    def _encoding(self) -> str:
+        return self._sink.encoding or "utf-8"
+
+    def _lines(self) -> Iterator[str]:
+        for line in self._source:
+            if line.strip():
+                yield line.strip()
+
+
+def _progress(progress: LabelerProgress) -> str:
+    pace = f", {progress.pace}" if progress.pace else ""
+    return f"--- {progress.submitted} submitted by you{pace}; {progress.overall}"
+
+
+def parse_ranks(line: str) -> tuple[Rank, ...]:
+    """Ranks as people type them: `1 2 F`, `1,2,f`.
+
+    Raises:
+        UserError: something else stands there.
+    """
+    found: list[Rank] = []
+    for word in line.replace(",", " ").split():
+        if word in ("F", "f"):
+            found.append(FAILED)
+        elif word.isascii() and word.isdigit() and len(word) <= MAX_DIGITS:
+            found.append(int(word))
+        else:
+            raise UserError(f"{sanitize_line(word)[:20]} is no rank", fix="Ranks are 1, 2, ... and F.")
+    return tuple(found)
+
+
+def _scores(text: str) -> tuple[int, ...]:
+    words = text.replace(",", " ").split()
+    if not words or not all(word.isascii() and word.isdigit() and len(word) <= MAX_DIGITS for word in words):
+        raise UserError("scores are whole numbers from 1 to 7", fix="Give one for each answer.")
+    return tuple(int(word) for word in words)
