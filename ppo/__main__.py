@@ -9,6 +9,7 @@ from rlhf.commands.arguments import load, stage_arguments
 from rlhf.commands.process import run_command
 from rlhf.data.scorers import scorer_fingerprint
 from rlhf.data.sources import source_fingerprints
+from rlhf.optional import silent
 from rlhf.runs.stage import StageRun, require
 
 DESCRIPTION = "Stage 3: PPO of a LoRA policy on the SFT model, against the reward model."
@@ -31,7 +32,8 @@ def main(argv: Sequence[str]) -> int:
     stage = StageRun.open(recipe, "ppo", inputs, reads=reads, clean=arguments.clean)
     if stage is None:
         return 0
-    from ppo.train import train  # torch and transformers load only when there is work
+    with silent():  # of what libraries print when they are imported
+        from ppo.train import train  # torch and transformers load only when there is work
 
     with stage:
         train(recipe, settings, stage)

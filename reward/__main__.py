@@ -11,6 +11,7 @@ from rlhf.commands.arguments import load, stage_arguments
 from rlhf.commands.process import run_command
 from rlhf.data.scorers import scorer_fingerprint
 from rlhf.data.sources import source_fingerprints
+from rlhf.optional import silent
 from rlhf.runs.stage import StageRun, require
 
 DESCRIPTION = (
@@ -33,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
     if stage is None:
         return 0
     with stage:
-        from reward.train import train  # torch and transformers load only when there is work
+        with silent():  # of what libraries print when they are imported
+            from reward.train import train  # torch and transformers load only when there is work
 
         train(recipe, settings, stage)
     return 0

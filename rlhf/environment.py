@@ -13,6 +13,11 @@ def has_ranks() -> bool:
     return is_launched() and os.environ["WORLD_SIZE"] != "1"
 
 
+def uses_deepspeed() -> bool:
+    """Whether accelerate's launcher started this process to work with DeepSpeed."""
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+
+
 def is_rank0() -> bool:
     """Whether this process writes files and prints: alone, or as rank 0 of several."""
     return not has_ranks() or os.environ["RANK"] == "0"

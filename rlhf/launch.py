@@ -1,7 +1,7 @@
 """A stage on many processes, by `accelerate launch`: `python -m rlhf.launch --gpus 8 --zero 2 ppo ...`.
 
-What this adds to accelerate's own command is the end: signals go on to the ranks, which save; it says in one
-line which rank ended, and how; and gives the stage's exit status instead of a traceback of the launcher.
+What this adds to accelerate's own command is the end: signals are passed on to the ranks, which save; it says
+in one line which rank ended, and how; and it gives the stage's exit status instead of a traceback.
 """
 
 import argparse
@@ -17,12 +17,13 @@ from types import FrameType
 
 import psutil
 
-from rlhf import preemption
+from rlhf import optional, preemption
 from rlhf.commands.process import exit_now, run_command
 from rlhf.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_RANK_FAILURE, EXIT_USER_ERROR, UserError
 from rlhf.preemption import Preempted
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "accelerate"
+CONFIGS = Path(__file__).parent / "accelerate_configs"
+"""A part of the package, also where that was installed from a wheel: the same files as configs/accelerate."""
 _FOLLOWED = (EXIT_RANK_FAILURE, -15)
 """How ranks end that only follow another: they lost it, or were told to end."""
 _SPOKEN = (EXIT_USER_ERROR, EXIT_PREEMPTED, EXIT_INTERRUPTED)
@@ -37,12 +38,16 @@ _REPORT_SECONDS = 10.0
 def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     command = launch_arguments(arguments)
+    if arguments.accelerate is None:  # all of ours are of type DEEPSPEED
+        where = f"ZERO={arguments.zero}"
+        optional.check_installed("deepspeed", where=where, otherwise="run the stage in one process")
     os.environ.setdefault("PET_SIGNALS_TO_HANDLE", "SIGQUIT")  # the others are `Relay`'s
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // arguments.gpus)))
     import torch
 
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    optional.load("deepspeed")
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -91,7 +96,7 @@ class Relay:
     def wait(self) -> None:
         """After a signal, in another thread: wait for the ranks, and for the main thread to report their end.
 
-        The main one may never hear of the signal, deep in C, where it waits for another node's launcher.
+        The main one may never receive the signal, deep in C, where it waits for another node's launcher.
         """
         had_ranks = bool(_ranks())
         while _ranks():
@@ -121,10 +126,10 @@ def _send(number: int) -> int:
 
 @contextlib.contextmanager
 def relaying() -> Iterator[Relay]:
-    """Inside the block signals go on to the ranks, those that are not ignored (`nohup`, `&` in a script)."""
+    """Inside the block signals are passed on to the ranks, unless they are ignored (`nohup`, `&`)."""
     relay = Relay()
-    heard = [number for number in _RELAYED if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, relay.receive) for number in (*heard, signal.SIGALRM)}
+    handled = [number for number in _RELAYED if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, relay.receive) for number in (*handled, signal.SIGALRM)}
     try:
         yield relay
     finally:
@@ -137,7 +142,7 @@ def launch_arguments(arguments: argparse.Namespace) -> list[str]:
     """The arguments of `accelerate launch`.
 
     Raises:
-        UserError: there is no configuration for this, or several nodes and no way for them to meet.
+        UserError: there is no configuration for this, or several nodes and no address of node 0.
     """
     name = f"zero{arguments.zero}{'-offload' if arguments.offload else ''}.yaml"
     config = arguments.accelerate or CONFIGS / name
@@ -153,7 +158,7 @@ def launch_arguments(arguments: argparse.Namespace) -> list[str]:
     if arguments.nodes > 1:
         if not host or not port.isdigit() or arguments.node_rank is None:
             raise UserError(
-                f"{arguments.nodes} nodes need one launcher each, and a place to meet",
+                f"{arguments.nodes} nodes need one launcher each, and an address where they find each other",
                 where="launch",
                 fix="On every node: make ... NODES=2 NODE_RANK=0 MASTER=host-of-node-0:29500 (NODE_RANK=1 on "
                 "the next). Under SLURM: configs/slurm/run.sbatch.",
@@ -212,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--offload", action="store_true", help="optimizer state (and weights) in CPU memory")
     parser.add_argument("--accelerate", type=Path, help="an accelerate config instead of those two")
     parser.add_argument("--nodes", type=_count, default=1)
-    parser.add_argument("--node-rank", type=int, help="0 on the node that the others meet at")
+    parser.add_argument("--node-rank", type=int, help="0 on the node that the others connect to")
     parser.add_argument("--master", default="", help="host:port of node 0; on one node: a free port")
     parser.add_argument("stage", choices=["sft", "reward", "ppo"])
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="the stage's own arguments")

@@ -6,6 +6,7 @@ from typing import cast
 
 from rlhf.commands.arguments import load, stage_arguments
 from rlhf.commands.process import run_command
+from rlhf.optional import silent
 from rlhf.runs.stage import StageRun
 from sft.config import SFTSettings
 from sft.inputs import stage_inputs
@@ -20,7 +21,8 @@ def main(argv: Sequence[str]) -> int:
     stage = StageRun.open(recipe, "sft", stage_inputs(recipe, settings), clean=arguments.clean)
     if stage is None:
         return 0
-    from sft.train import train  # torch and transformers load only when there is work
+    with silent():  # of what libraries print when they are imported
+        from sft.train import train  # torch and transformers load only when there is work
 
     with stage:
         train(recipe, settings, stage)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from rlhf import preemption
+from rlhf import optional, preemption
 from rlhf.environment import has_ranks, is_rank0
 from rlhf.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_RANK_FAILURE, EXIT_USER_ERROR, UserError
 
@@ -53,7 +53,7 @@ def _with_signals(work: Callable[[], int], *, exits: bool) -> int:
     """What `work` returns, or the status after a signal; further signals change nothing until the end."""
     with preemption.listen(_end_for_main):
         try:
-            with _as_rank():
+            with optional.only_needed(), _as_rank():
                 return work()
         except preemption.Preempted as notice:
             _print_preempted(str(notice))

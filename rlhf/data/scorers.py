@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from rlhf import optional
 from rlhf.errors import UserError
 from rlhf.runs.files import sha256_file
 
@@ -44,14 +45,16 @@ def load_scorer(spec: str, *, all_finite: bool = True) -> Scorer:
             assert loader is not None
             assert loader.loader is not None
             module = importlib.util.module_from_spec(loader)
-            loader.loader.exec_module(module)
+            with optional.as_installed():
+                loader.loader.exec_module(module)
         else:
-            module = importlib.import_module(module_name)
+            with optional.as_installed():
+                module = importlib.import_module(module_name)
     except UserError:
         raise
     except Exception as error:  # it is the user's code, and may raise anything
         raise UserError(
-            str(error), where=f"scorer {spec}", fix="Install what it needs, or mend its name."
+            str(error), where=f"scorer {spec}", fix="Install what it needs, or correct its name."
         ) from error
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -59,12 +62,13 @@ def load_scorer(spec: str, *, all_finite: bool = True) -> Scorer:
 
     def score(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         try:
-            scores = [float(value) for value in function(list(prompts), list(responses))]
+            with optional.as_installed():
+                scores = [float(value) for value in function(list(prompts), list(responses))]
         except Exception as error:  # likewise
             raise UserError(
                 f"it failed ({type(error).__name__}: {error})",
                 where=f"scorer {spec}",
-                fix="Mend it, or unset the setting that names it; it must take these prompts and responses.",
+                fix="Correct it, or unset the setting that names it; it must accept these texts.",
             ) from error
         refused = all_finite and not all(math.isfinite(value) for value in scores)
         if refused or len(scores) != len(responses):

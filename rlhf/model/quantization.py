@@ -13,14 +13,13 @@ time, so that the full-precision model is never in memory. Two things are done o
 """
 
 import functools
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
-from rlhf.errors import UserError
+from rlhf import optional
 from rlhf.settings.groups import Precision
 
 # Shapes: O and I are a linear layer's output and input features.
@@ -37,13 +36,10 @@ def load_options(precision: Precision, device: torch.device | str) -> dict[str, 
     """
     if precision in _DTYPES:
         return {"dtype": _DTYPES[precision]}
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            "this precision needs bitsandbytes, which is not installed",
-            where=f"model.precision={precision}",
-            fix="python -m pip install -c constraints.txt bitsandbytes, in the environment that runs this; "
-            "or use fp32 or bf16.",
-        )
+    optional.check_installed(
+        "bitsandbytes", where=f"model.precision={precision}", otherwise="use fp32 or bf16"
+    )
+    optional.load("bitsandbytes")
     device = torch.device(device)
     compute = torch.bfloat16 if device.type == "cuda" else torch.float32
     if precision == "int8":

@@ -1,11 +1,11 @@
 """How a stage's process begins: threads, the device, the process group, DeepSpeed."""
 
-import importlib.util
 import os
 
 import torch
 from torch.distributed.distributed_c10d import PrefixStore
 
+from rlhf import optional
 from rlhf.errors import UserError
 from rlhf.parallel.deepspeed.setup import check_launch, start_deepspeed
 from rlhf.parallel.failures import is_rank_failure
@@ -28,12 +28,7 @@ def start_process(
     if run.threads:
         torch.set_num_threads(run.threads)
     if ranks.zero:
-        if importlib.util.find_spec("deepspeed") is None:
-            raise UserError(
-                "DeepSpeed is asked for and not installed",
-                where=f"ZERO={ranks.zero}",
-                fix="python -m pip install -c constraints.txt -e '.[cluster]', or leave ZERO and GPUS out.",
-            )
+        optional.check_installed("deepspeed", where=f"ZERO={ranks.zero}", otherwise="leave ZERO and GPUS out")
         check_launch(ranks.zero, max_grad_norm=max_grad_norm, precision=precision)
     elif ranks.size > 1:
         raise UserError(
@@ -49,7 +44,7 @@ def join_ranks(device: torch.device) -> None:
     """Take `device` and, if launched, set up what ranks and DeepSpeed communicate through."""
     ranks = world()
     ranks.device = device
-    # Else DeepSpeed, which libraries import wherever it is installed, looks for a GPU and prints about it.
+    # Before DeepSpeed is imported, which else takes a GPU that is there, whatever `device` is.
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if not ranks.is_launched or torch.distributed.is_initialized():

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from rlhf import preemption
-from rlhf.environment import is_launched
+from rlhf.environment import is_launched, uses_deepspeed
 from rlhf.errors import UserError
 
 T = TypeVar("T")
@@ -53,8 +53,8 @@ class World:
         self.is_launched = launched
         self.rank = int(environment["RANK"]) if launched else 0
         self.size = int(environment["WORLD_SIZE"]) if launched else 1
-        uses_deepspeed = environment.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
-        self.zero = int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if uses_deepspeed else 0
+        stage = int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2"))
+        self.zero = stage if uses_deepspeed() else 0
         """DeepSpeed's ZeRO stage; 0: no DeepSpeed."""
         self.device = torch.device("cpu")
         self.gather_weights: Literal["auto", "whole", "layers"] = "auto"

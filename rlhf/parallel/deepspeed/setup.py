@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rlhf import optional
 from rlhf.errors import UserError
 from rlhf.parallel.world import world
 from rlhf.settings.groups import Precision
@@ -68,6 +69,7 @@ def start_deepspeed(device: torch.device) -> None:
         "ignore", message=r".*torch\.distributed\.\w+_tensor.* is deprecated", category=FutureWarning
     )
     warnings.filterwarnings("ignore", message="No device id is provided via")
+    optional.load("deepspeed")
     with quiet():
         import deepspeed
         from accelerate import PartialState
