@@ -13,7 +13,7 @@ from tests.imports import ROOT, is_within, module_graph, read_modules
 
 FLOORS = (
     ("rlhf.errors", "rlhf.environment", "rlhf.preemption"),
-    ("rlhf.settings", "rlhf.hub", "rlhf.statistics"),
+    ("rlhf.settings", "rlhf.hub", "rlhf.optional", "rlhf.statistics"),
     ("rlhf.parallel",),
     ("rlhf.runs",),
     ("rlhf.data",),
