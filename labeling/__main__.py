@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
-from labeling import commands
+from labeling.commands import run as commands
 from labeling.config import DemonstrationsSettings, LabelingSettings, RankingsSettings, SamplesSettings
 from labeling.constitution.config import ConstitutionSettings
 from labeling.constitution.stages import STAGES, Name, run

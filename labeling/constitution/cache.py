@@ -1,4 +1,4 @@
-"""Every answer that was received, by the content of its question, and counts of what it took to get them.
+"""Every answer that was received, by the content of its question, and counts of requests and tokens.
 
 One SQLite file. An answer is committed before the next question waits for it, so a process may be killed at
 any moment, and what it had been told is not asked again. Several processes may use one file.
@@ -59,7 +59,7 @@ class Cache:
         return None if row is None else json.loads(row[0])
 
     def put(self, key: str, answer: Any, counts: Mapping[str, int]) -> None:
-        """Keep an answer, and what it took, both or neither.
+        """Keep an answer, and its counts, both or neither.
 
         Raises:
             ValueError: a number in it is not finite.
@@ -82,7 +82,7 @@ class Cache:
         return dict(rows.fetchall())
 
     def forget_counts(self) -> None:
-        """Begin to count anew; answers stay."""
+        """Begin to count again from nothing; answers stay."""
         self._database.execute("DELETE FROM counts WHERE scope = ?", (self._scope,))
 
     def _add(self, counts: Mapping[str, int]) -> None:

@@ -77,7 +77,7 @@ class Articles(Settings):
     principles: list[Principle] = setting(min_length=1)
     """In any order."""
     examples: str | None = None
-    """File of worked examples, beside this one."""
+    """File of worked examples, next to this one."""
     evasions: list[str] = []
     """Phrases by which the report knows a response that evades the question; empty: common English ones."""
 
@@ -135,9 +135,9 @@ def load_constitution(path: Path, *, tags: Sequence[str] = ()) -> Constitution:
     articles = load_settings(path, Articles, what="the constitution")
     examples = Examples()
     if articles.examples is not None:
-        beside = path.parent / articles.examples
-        examples = load_settings(beside, Examples, what="the file of examples")
-        _check_examples(articles, examples, beside)
+        path_of_examples = path.parent / articles.examples
+        examples = load_settings(path_of_examples, Examples, what="the file of examples")
+        _check_examples(articles, examples, path_of_examples)
     principles = [each for each in articles.principles if not tags or set(tags) & set(each.tags)]
     if not principles:
         known = sorted({tag for each in articles.principles for tag in each.tags})

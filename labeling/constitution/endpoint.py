@@ -20,6 +20,7 @@ import aiohttp
 from labeling.constitution.cache import Cache, key_of
 from labeling.constitution.config import EndpointSettings
 from labeling.constitution.feedback import seed_of
+from labeling.retry import Pauses
 from labeling.sanitize import sanitize_line
 from rlhf.errors import UserError
 from rlhf.runs.tracking import progress
@@ -52,10 +53,19 @@ class FailedError(Exception):
     """An attempt failed; `name` is what it is counted as, `detail` what people read."""
 
     def __init__(
-        self, name: str, detail: str = "", *, pause_seconds: float = 0.0, for_good: bool = False
+        self,
+        name: str,
+        detail: str = "",
+        *,
+        status: int | None = None,
+        pause_seconds: float = 0.0,
+        for_good: bool = False,
     ) -> None:
         super().__init__(detail or name)
-        self.name, self.pause_seconds, self.for_good = name, pause_seconds, for_good
+        self.name = name
+        self.status = status
+        self.pause_seconds = pause_seconds
+        self.for_good = for_good
 
 
 class Endpoint:
@@ -66,7 +76,11 @@ class Endpoint:
         self._url = settings.url.rstrip("/")
         self._secret = _secret(settings)
         self._jitter = Random(0)
-        self._last_failure = ""
+        self.last_failure = ""
+        """What the newest failure was, in words."""
+        self.last_status: int | None = None
+        """The HTTP status of the newest failure; None where it was of another kind."""
+        self._pauses = Pauses(settings.backoff_seconds, MAX_PAUSE_SECONDS)
         self._has_warned = False
         self._ending = asyncio.Event()
         self._reached = False
@@ -99,7 +113,7 @@ class Endpoint:
                 async def work() -> None:
                     for key, call in waiting:
                         try:
-                            await self._settle(http, key, call)
+                            await self._complete_call(http, key, call)
                         except UserError as error:
                             mistakes.append(error)
                             self._ending.set()
@@ -113,7 +127,7 @@ class Endpoint:
         if mistakes:
             raise mistakes[0]
 
-    async def _settle(self, http: aiohttp.ClientSession, key: str, call: Call) -> None:
+    async def _complete_call(self, http: aiohttp.ClientSession, key: str, call: Call) -> None:
         """Make one call until its answer is in the cache, or it is clear that there will be none.
 
         After an answer of no use the same seed would give the same, so it is asked with another.
@@ -125,15 +139,15 @@ class Endpoint:
                 answer, counts = await self._attempt(http, call, unusable)
             except FailedError as failed:
                 self._cache.count(**{failed.name: 1}, retries=int(attempt > 0))
-                self._last_failure = str(failed)
+                self.last_failure, self.last_status = str(failed), failed.status
                 if failed.for_good:
                     return
                 self._warn_once()
+                in_a_row += 1
                 if attempt + 1 < self._settings.max_attempts:
-                    await self._rest(max(failed.pause_seconds, self._pause_seconds(in_a_row)))
+                    await self._pause(max(failed.pause_seconds, self._pause_seconds(in_a_row)))
                 if self._ending.is_set():
                     return
-                in_a_row += 1
                 continue
             in_a_row = 0
             if answer is not None:
@@ -141,13 +155,13 @@ class Endpoint:
                 self._check_tokens_are_told(counts)
                 return
             unusable += 1
-            self._last_failure = "an answer that cannot be used"
+            self.last_failure, self.last_status = "an answer that cannot be used", None
             self._cache.count(**counts, unusable_answer=1, retries=int(attempt > 0))
         if unusable:
             self._cache.count(unanswered=1)
             return
         raise UserError(
-            f"it did not answer in {self._settings.max_attempts} attempts ({self._last_failure})",
+            f"it did not answer in {self._settings.max_attempts} attempts ({self.last_failure})",
             where=self._settings.url,
             fix="See that it runs and is not overloaded (lower `concurrency`, or raise `timeout_seconds`), "
             "then run the same command again: what it has answered is kept.",
@@ -198,7 +212,9 @@ class Endpoint:
         said = f"status {status}: {sanitize_line(excerpt.strip()[:_SHOWN_CHARACTERS])}"
         if status in _AGAIN or status >= 500:
             pause = float(retry_after) if retry_after.isdecimal() else 0.0
-            return FailedError(f"status_{status}", said, pause_seconds=min(pause, MAX_PAUSE_SECONDS))
+            return FailedError(
+                f"status_{status}", said, status=status, pause_seconds=min(pause, MAX_PAUSE_SECONDS)
+            )
         if status in _KEY:
             return UserError(
                 f"the endpoint refuses the key ({said})",
@@ -206,7 +222,7 @@ class Endpoint:
                 fix="Put the right one into the variable that `key_variable` names.",
             )
         if status in (400, 413, 422):  # this request is wrong, the next may not be
-            return FailedError(f"status_{status}", said, for_good=True)
+            return FailedError(f"status_{status}", said, status=status, for_good=True)
         return UserError(
             f"the endpoint refuses the request ({said})",
             where=f"{self._settings.url}, model {self._settings.model}",
@@ -246,7 +262,7 @@ class Endpoint:
             "items instead), or ask an endpoint that tells. What it has answered is kept.",
         )
 
-    async def _rest(self, seconds: float) -> None:
+    async def _pause(self, seconds: float) -> None:
         """Pause; not longer than until another call has ended the stage."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._ending.wait(), seconds)
@@ -254,7 +270,7 @@ class Endpoint:
     def _warn_once(self) -> None:
         """Say at the first failure that there are any: until something succeeds nothing else is seen."""
         if not self._has_warned:
-            print(f"{self._settings.url}: {self._last_failure}; trying again", file=sys.stderr)
+            print(f"{self._settings.url}: {self.last_failure}; trying again", file=sys.stderr)
             self._has_warned = True
 
     def _unreachable(self, error: aiohttp.ClientConnectorError) -> UserError:
@@ -265,14 +281,8 @@ class Endpoint:
         )
 
     def _pause_seconds(self, in_a_row: int) -> float:
-        """Doubles from failure to failure; half of it is random, lest all requests come back at once."""
-        longest = min(MAX_PAUSE_SECONDS, self._settings.backoff_seconds * 2.0 ** min(in_a_row, 30))
-        return longest * (0.5 + 0.5 * self._jitter.random())
-
-    @property
-    def last_failure(self) -> str:
-        """What the newest failure was, in words."""
-        return self._last_failure
+        """After so many failures in a row; half of it is random, lest all requests come back at once."""
+        return self._pauses.after(in_a_row) * (0.5 + 0.5 * self._jitter.random())
 
 
 def cost(settings: EndpointSettings, input_tokens: int, output_tokens: int) -> float:

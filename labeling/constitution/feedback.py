@@ -103,6 +103,15 @@ def as_turns(prompt: str | Turns) -> Turns:
     return (user(prompt.strip()),) if isinstance(prompt, str) else prompt
 
 
+def as_completion(prompt: str | Turns, text: str) -> str:
+    """A text as the completion of a prompt.
+
+    A plain prompt and its completion are concatenated, so a space is put between the two if there is none.
+    """
+    needs_space = isinstance(prompt, str) and not prompt[-1:].isspace()
+    return f" {text}" if needs_space else text
+
+
 def user(text: str) -> Message:
     return Message("user", text)
 

@@ -213,7 +213,7 @@ def _answer_there(chunk: Chunk) -> list[Answer | None]:
 
 
 def _identity(folder: str, settings: LocalSettings) -> str:
-    """What the answers depend on beside the request."""
+    """What the answers depend on apart from the request."""
     name = tree_hash(Path(folder))[:16] if Path(folder).is_dir() else folder
     parts = [f"{Path(folder).name}@{name}", settings.precision]
     if settings.adapter is not None:

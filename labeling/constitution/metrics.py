@@ -1,4 +1,4 @@
-"""What the report says, as plain numbers: of the revisions, of the preferences, and of what they took."""
+"""What the report says, as plain numbers: of the revisions, the preferences and the requests."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,20 +11,20 @@ from labeling.constitution.constitution import Constitution
 from labeling.constitution.endpoint import cost
 from labeling.constitution.meters import boilerplate, change, evades
 from labeling.constitution.opinions import entropy_bits, log_odds, sigmoid, triads_in_circle
-from labeling.constitution.people import Beside, reliability
-from labeling.constitution.preferences import Heard, Judged
+from labeling.constitution.people import PeopleComparison, reliability
+from labeling.constitution.preferences import Judged, PairReply
 from labeling.constitution.revisions import Draft
 from rlhf.model.chat import prompt_text
 from rlhf.statistics.evaluation import calibration_error
 
-Figures = dict[str, Any]
+Metrics = dict[str, Any]
 Score = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 NUM_BINS = 20
 """Of the histogram of probabilities."""
 
 
-def revision_figures(drafts: Sequence[Draft], constitution: Constitution, score: Score | None) -> Figures:
+def revision_metrics(drafts: Sequence[Draft], constitution: Constitution, score: Score | None) -> Metrics:
     """Of all drafts, and of each group of prompts; round 0 is the response."""
     scores = _scores(drafts, score)
     groups: dict[str, list[int]] = {}
@@ -45,21 +45,23 @@ def revision_figures(drafts: Sequence[Draft], constitution: Constitution, score:
     }
 
 
-def preference_figures(judged: Sequence[Judged], beside: Beside | None, score: Score | None) -> Figures:
+def preference_metrics(
+    judged: Sequence[Judged], people: PeopleComparison | None, score: Score | None
+) -> Metrics:
     """Of all questions, all pairs, and all items."""
-    heard = [each for item in judged for each in item.heard]
-    opinions = [each.opinion for each in heard]
+    replies = [each for item in judged for each in item.replies]
+    opinions = [each.opinion for each in replies]
     probabilities = [p for item in judged for _, _, p in item.comparisons]
     biases = [each.bias for each in opinions if each.bias is not None]
     consistent = [each.consistent for each in opinions if each.consistent is not None]
-    masses = [a.mass for each in heard for a in each.answers if a is not None and a.mass is not None]
+    masses = [a.mass for each in replies for a in each.answers if a is not None and a.mass is not None]
     bias = _mean(biases)
-    found: Figures = {
+    found: Metrics = {
         "items": len(judged),
-        "pairs": sum(len({(h.asking.first, h.asking.second) for h in item.heard}) for item in judged),
+        "pairs": sum(item.num_pairs for item in judged),
         "pairs_decided": len(probabilities),
-        "principles": _use(each.asking.principle.id for each in heard),
-        "methods": _use(a.method for each in heard for a in each.answers if a is not None),
+        "principles": _use(each.question.principle.id for each in replies),
+        "methods": _use(a.method for each in replies for a in each.answers if a is not None),
         "consistent_share": _mean(consistent),
         "bias_log_odds": bias,
         "bias_probability": None if bias is None else sigmoid(bias),
@@ -67,19 +69,19 @@ def preference_figures(judged: Sequence[Judged], beside: Beside | None, score: S
         "entropy_bits_mean": _mean([entropy_bits(p) for p in probabilities]),
         "histogram": _histogram(probabilities),
         "triads_in_circle": sum(triads_in_circle(item.comparisons) for item in judged),
-        "by_principle": _by_principle(heard),
+        "by_principle": _by_principle(replies),
     }
-    if beside is not None:
-        found["people"] = asdict(beside)
+    if people is not None:
+        found["people"] = asdict(people)
     if score is not None:
         found["scorer"] = _against_scorer(judged, score)
     return found
 
 
-def running_figures(counts: Mapping[str, int], endpoint: EndpointSettings | None) -> Figures:
-    """What the answers took, failures by kind; `asked_again` is every attempt after a request's first."""
+def running_metrics(counts: Mapping[str, int], endpoint: EndpointSettings | None) -> Metrics:
+    """Requests, tokens and failures by kind; `retries` is every attempt after a request's first."""
     known = ("requests", "answers", "retries", "input_tokens", "output_tokens", "unanswered", "too_long")
-    found: Figures = {name: counts.get(name, 0) for name in known}
+    found: Metrics = {name: counts.get(name, 0) for name in known}
     failures = {name: n for name, n in counts.items() if name not in known}
     found["failures"] = failures
     attempts = sum(failures.values()) + found["answers"]
@@ -91,7 +93,7 @@ def running_figures(counts: Mapping[str, int], endpoint: EndpointSettings | None
 
 def _rounds(
     drafts: Sequence[Draft], constitution: Constitution, scores: Sequence[Sequence[float]]
-) -> list[Figures]:
+) -> list[Metrics]:
     """Of the responses and of what stands after each round."""
     phrases = constitution.articles.evasions
     found = []
@@ -126,10 +128,10 @@ def _scores(drafts: Sequence[Draft], score: Score | None) -> list[list[float]]:
     return [[next(flat) for _ in draft.texts] for draft in drafts]
 
 
-def _by_principle(heard: Sequence[Heard]) -> dict[str, Figures]:
-    parts: dict[str, list[Heard]] = {}
-    for each in heard:
-        parts.setdefault(each.asking.principle.id, []).append(each)
+def _by_principle(replies: Sequence[PairReply]) -> dict[str, Metrics]:
+    parts: dict[str, list[PairReply]] = {}
+    for each in replies:
+        parts.setdefault(each.question.principle.id, []).append(each)
     found = {}
     for name, part in sorted(parts.items()):
         opinions = [each.opinion for each in part]
@@ -143,7 +145,7 @@ def _by_principle(heard: Sequence[Heard]) -> dict[str, Figures]:
     return found
 
 
-def _against_scorer(judged: Sequence[Judged], score: Score) -> Figures:
+def _against_scorer(judged: Sequence[Judged], score: Score) -> Metrics:
     """Pairs whose scores differ: how often the likelier one scores higher, and how honest that is."""
     prompts = [prompt_text(each.item.prompt) for each in judged for _ in each.item.completions]
     texts = [text for each in judged for text in each.item.completions]

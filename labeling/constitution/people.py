@@ -1,13 +1,11 @@
-"""The constitution beside people: how far they agree, their rankings mixed, its ranks in their project."""
+"""The constitution compared with people: how far they agree, and its ranks in their labeling project."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from random import Random
 
 import numpy as np
 
 from labeling.analysis.agreement import Ratings, agreement, cohen
-from labeling.constitution.feedback import seed_of
 from labeling.constitution.opinions import log_odds
 from labeling.constitution.preferences import Judged
 from labeling.exchange.importing import ForeignLabel, Imported, enter
@@ -17,14 +15,13 @@ from labeling.store.labels import Label
 from labeling.store.project import Project
 from labeling.store.rules import LabelingRules
 from rlhf.data.records import Rank, Ranking
-from rlhf.errors import UserError
 from rlhf.statistics.evaluation import Estimate, calibration_error, pair_accuracy
 
 PEOPLE = "people"
 
 
 @dataclass(frozen=True)
-class Beside:
+class PeopleComparison:
     """The constitution's preferences, compared with people's rankings of the same completions."""
 
     items: int
@@ -43,7 +40,9 @@ class Beside:
     """Mean probability, share that people preferred, and pairs, of each tenth of probabilities."""
 
 
-def beside(judged: Sequence[Judged], people: Sequence[Ranking], annotator: str) -> Beside:
+def compare_with_people(
+    judged: Sequence[Judged], people: Sequence[Ranking], annotator: str
+) -> PeopleComparison:
     """Compare what both judged; where several people ranked an item, each ranking counts by itself.
 
     Intervals are over items, however many rankings one has: those say much the same of it.
@@ -69,12 +68,12 @@ def beside(judged: Sequence[Judged], people: Sequence[Ranking], annotator: str) 
             points += own_points
             owners += [number] * len(own_points)
     if not labels:
-        return Beside(0, 0, None, None, None, None, [])
+        return PeopleComparison(0, 0, None, None, None, None, [])
     ratings = _by_items(Ratings.of(labels), ranked)
     together = agreement(ratings)
     margins, targets = [log_odds(p) for p, _ in points], [target for _, target in points]
     ordered = [margin if target == 1 else -margin for margin, target in zip(margins, targets, strict=True)]
-    return Beside(
+    return PeopleComparison(
         items=len(shared),
         pairs=together.num_units,
         agreement=together.pairwise,
@@ -100,16 +99,6 @@ def reliability(points: Sequence[tuple[float, float]]) -> list[tuple[float, floa
     return table
 
 
-def mixed(own: Sequence[Ranking], people: Sequence[Ranking], share: float, *, seed: int) -> list[Ranking]:
-    """Both together, `share` of them people's: as many as that allows, in an order of chance."""
-    rng = Random(seed_of(seed, "people"))
-    total = min(len(own) / (1 - share), len(people) / share)
-    both = rng.sample(list(own), min(len(own), round(total * (1 - share))))
-    both += rng.sample(list(people), min(len(people), round(total * share)))
-    rng.shuffle(both)
-    return both
-
-
 def enter_ranks(location: str, judged: Sequence[Judged], annotator: str) -> Imported:
     """Put the ranks into a labeling project, which is made if there is none, as one labeler's.
 
@@ -129,17 +118,8 @@ def enter_ranks(location: str, judged: Sequence[Judged], annotator: str) -> Impo
         for each in judged
         if each.comparisons
     ]
-    with _project(location) as project:
+    with Project.open_or_create(location, LabelingRules) as project:
         return enter(project, labels)
-
-
-def _project(location: str) -> Project:
-    try:
-        return Project.open(location)
-    except UserError as error:
-        if "no labeling project" not in error.what:
-            raise
-        return Project.create(location, LabelingRules())
 
 
 def _by_items(ratings: Ratings, ranked: Sequence[int]) -> Ratings:

@@ -15,7 +15,7 @@ from rlhf.settings.groups import SourceSettings
 
 
 @dataclass(frozen=True)
-class Asked:
+class GroupedPrompt:
     """A prompt and what it is counted under."""
 
     prompt: str | Turns
@@ -24,7 +24,7 @@ class Asked:
 
 def read_grouped(
     sources: Sequence[PromptSettings], *, seed: int, run_folder: Path
-) -> tuple[list[Asked], RecordCounts]:
+) -> tuple[list[GroupedPrompt], RecordCounts]:
     """The prompts of all sources, mixed by weight, each with its group.
 
     Raises:
@@ -38,7 +38,7 @@ def read_grouped(
     groups: dict[str, str] = {}
     for source in sources:
         groups |= _groups(source, run_folder)
-    return [Asked(record.prompt, groups[record.where]) for record in records], counts
+    return [GroupedPrompt(record.prompt, groups[record.where]) for record in records], counts
 
 
 def _groups(source: PromptSettings, run_folder: Path) -> dict[str, str]:

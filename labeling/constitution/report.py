@@ -6,7 +6,7 @@ from typing import Any
 
 from labeling.constitution.charts import bars, columns, lines
 from labeling.constitution.constitution import Constitution
-from labeling.constitution.metrics import Figures
+from labeling.constitution.metrics import Metrics
 from labeling.constitution.preferences import Judged
 from labeling.constitution.revisions import Draft
 from labeling.sanitize import sanitize
@@ -44,7 +44,7 @@ _ROUND_NOTE = (
 )
 
 
-def revisions_page(metrics: Figures, drafts: Sequence[Draft], constitution: Constitution, model: str) -> str:
+def revisions_page(metrics: Metrics, drafts: Sequence[Draft], constitution: Constitution, model: str) -> str:
     """Of the supervised stage."""
     found = metrics["revisions"]
     parts = [_head("Revisions", constitution, model)]
@@ -60,12 +60,12 @@ def revisions_page(metrics: Figures, drafts: Sequence[Draft], constitution: Cons
     )
     parts.append(_table(("phrase of five words", "revisions"), phrases) if phrases else "<p>None.</p>")
     parts.append("<h2>Examples</h2>" + "".join(_draft(draft) for draft in drafts[:NUM_EXAMPLES]))
-    parts.append(_took(metrics))
+    parts.append(_usage(metrics))
     return _page("Revisions", parts)
 
 
 def preferences_page(
-    metrics: Figures, judged: Sequence[Judged], constitution: Constitution, model: str
+    metrics: Metrics, judged: Sequence[Judged], constitution: Constitution, model: str
 ) -> str:
     """Of the preference stage."""
     found = metrics["preferences"]
@@ -82,9 +82,9 @@ def preferences_page(
     parts.append(_table(("principle", "asked", "consistent", "bias, log-odds", "certainty"), table))
     for key, who in (("people", "people"), ("scorer", "the scorer")):
         if key in found:
-            parts.append(_beside(found[key], who))
+            parts.append(_comparison(found[key], who))
     parts.append("<h2>Examples</h2>" + "".join(_item(each) for each in judged[:NUM_EXAMPLES]))
-    parts.append(_took(metrics))
+    parts.append(_usage(metrics))
     return _page("Preferences", parts)
 
 
@@ -101,17 +101,17 @@ _PREFERENCE_ROWS = (
 )
 
 
-def _beside(found: Figures, who: str) -> str:
+def _comparison(found: Metrics, who: str) -> str:
     rows = [(name.replace("_", " "), value) for name, value in found.items() if name != "reliability"]
     points = [(p, share) for p, share, _ in found["reliability"]]
     picture = lines(
         [("labels", points)], f"probability; upwards, share that {who} preferred", unit_square=True
     )
     caption = "Honest labels lie on the diagonal: of the pairs labelled 0.7, the first is preferred in 70 %."
-    return f"<h2>Beside {escape(who)}</h2>" + _table(("", ""), rows) + _figure(picture, caption)
+    return f"<h2>Compared with {escape(who)}</h2>" + _table(("", ""), rows) + _figure(picture, caption)
 
 
-def _rounds(title: str, rounds: Sequence[Figures]) -> str:
+def _rounds(title: str, rounds: Sequence[Metrics]) -> str:
     columns_ = [(key, label) for key, label in _ROUND_NAMES if any(own[key] is not None for own in rounds)]
     table = _table([label for _, label in columns_], [[own[key] for key, _ in columns_] for own in rounds])
     series = [
@@ -122,7 +122,7 @@ def _rounds(title: str, rounds: Sequence[Figures]) -> str:
     return f"<h2>{escape(title)}</h2>{table}{_figure(picture, _ROUND_NOTE)}"
 
 
-def _groups(groups: Mapping[str, Sequence[Figures]]) -> str:
+def _groups(groups: Mapping[str, Sequence[Metrics]]) -> str:
     series = [
         (name, [(own["round"], own["evasive_share"]) for own in rounds]) for name, rounds in groups.items()
     ]
@@ -135,7 +135,7 @@ def _groups(groups: Mapping[str, Sequence[Figures]]) -> str:
     return f"<h2>Groups of prompts</h2>{table}{_figure(lines(series, 'round'), note)}"
 
 
-def _took(metrics: Figures) -> str:
+def _usage(metrics: Metrics) -> str:
     parts = []
     for key, title in (("running", "What it took"), ("writing", "What the writer took")):
         if key in metrics:

@@ -14,8 +14,8 @@ from typing import Any
 from labeling.constitution import questions
 from labeling.constitution.config import RevisionsSettings, TextSettings
 from labeling.constitution.constitution import Constitution, Principle
-from labeling.constitution.feedback import Model, Request, Written, as_turns, seed_of, written
-from labeling.constitution.prompts import Asked
+from labeling.constitution.feedback import Model, Request, Written, as_completion, as_turns, seed_of, written
+from labeling.constitution.prompts import GroupedPrompt
 from rlhf.data.records import Demonstration, Prompt, Turns, prompt_key, to_json
 
 GIVEN = "given"
@@ -39,7 +39,7 @@ class Round:
 class Draft:
     """A prompt, its first response, and the rounds it went through."""
 
-    asked: Asked
+    asked: GroupedPrompt
     number: int
     """How often its prompt had stood there before: tells equal ones apart."""
     response: Written
@@ -68,7 +68,7 @@ class Reviser:
     num_examples: int
     seed: int
 
-    def respond(self, prompts: Sequence[Asked]) -> list[Draft]:
+    def respond(self, prompts: Sequence[GroupedPrompt]) -> list[Draft]:
         """First responses by the writer; a prompt to which it has no usable answer is left out."""
         numbers = _occurrences([asked.prompt for asked in prompts])
         seeds = [
@@ -141,7 +141,7 @@ class Reviser:
 def given(demonstrations: Sequence[Demonstration], *, group: str) -> list[Draft]:
     """Drafts of responses that somebody else wrote."""
     return [
-        Draft(Asked(each.prompt, group), number, Written(text=each.completion.strip()), GIVEN, None)
+        Draft(GroupedPrompt(each.prompt, group), number, Written(text=each.completion.strip()), GIVEN, None)
         for number, each in zip(_occurrences([d.prompt for d in demonstrations]), demonstrations, strict=True)
     ]
 
@@ -149,35 +149,16 @@ def given(demonstrations: Sequence[Demonstration], *, group: str) -> list[Draft]
 def demonstrations(
     drafts: Sequence[Draft], settings: RevisionsSettings, annotator: str
 ) -> list[Demonstration]:
-    """The revisions as demonstrations: of all rounds or the last; equal ones of a prompt count once.
-
-    A plain prompt and its completion are concatenated, so the space that stood between them is kept.
-    """
+    """The revisions as demonstrations: of all rounds or the last; equal ones of a prompt count once."""
     found: dict[tuple[str, str], Demonstration] = {}
     for draft in drafts:
         kept = [each.revision.text for each in draft.rounds if each.revision is not None]
         for text in kept if settings.keep == "all" else kept[-1:]:
             prompt = draft.asked.prompt
-            glue = " " if isinstance(prompt, str) and not prompt[-1:].isspace() else ""
-            found.setdefault(
-                (prompt_key(prompt), text),
-                Demonstration(prompt=prompt, completion=glue + text, annotator=annotator),
-            )
+            completion = as_completion(prompt, text)
+            demonstration = Demonstration(prompt=prompt, completion=completion, annotator=annotator)
+            found.setdefault((prompt_key(prompt), text), demonstration)
     return list(found.values())
-
-
-def mixed(
-    own: Sequence[Demonstration], helpful: Sequence[Demonstration], share: float, *, seed: int
-) -> list[Demonstration]:
-    """Both together, `share` of them helpful ones: as many as that allows, in an order of chance."""
-    rng = Random(seed_of(seed, "mixture"))
-    if helpful:
-        total = min(len(own) / (1 - share), len(helpful) / share)
-        own = rng.sample(list(own), min(len(own), round(total * (1 - share))))
-        helpful = rng.sample(list(helpful), min(len(helpful), round(total * share)))
-    both = [*own, *helpful]
-    rng.shuffle(both)
-    return both
 
 
 def record(draft: Draft, reviser: Reviser, annotator: str) -> dict[str, Any]:

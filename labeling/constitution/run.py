@@ -16,11 +16,12 @@ from labeling.constitution.config import (
     RevisionsSettings,
 )
 from labeling.constitution.constitution import Constitution
-from labeling.constitution.feedback import Model
-from labeling.constitution.metrics import Figures, preference_figures, revision_figures, running_figures
+from labeling.constitution.feedback import Model, seed_of
+from labeling.constitution.inputs import completions_file, model_folder
+from labeling.constitution.metrics import Metrics, preference_metrics, revision_metrics, running_metrics
+from labeling.constitution.mixture import mixed
 from labeling.constitution.prompts import read_grouped
 from labeling.constitution.report import preferences_page, revisions_page
-from labeling.constitution.stages import completions_file, model_folder
 from labeling.store.database import shown_location
 from labeling.store.items import Item, read_items
 from rlhf.data.counts import RecordCounts
@@ -36,11 +37,11 @@ from rlhf.settings.recipe import Recipe
 
 DEMONSTRATIONS, RANKINGS, MIXED = "demonstrations.jsonl", "rankings.jsonl", "mixed.jsonl"
 REVISIONS, COMPARISONS = "revisions.jsonl", "comparisons.jsonl"
-REPORT, FIGURES = "report.html", "report.json"
+REPORT, REPORT_JSON = "report.html", "report.json"
 
 
 @dataclass
-class Running:
+class StageWork:
     """A stage at work: who is asked, and where answers are kept."""
 
     recipe: Recipe
@@ -60,7 +61,7 @@ class Running:
         stage: StageRun,
         *,
         clean: bool,
-    ) -> "Running":
+    ) -> "StageWork":
         """Open the cache and the models; what earlier attempts have counted goes on being counted."""
         path = Path(settings.cache.replace("{run}", str(recipe.run_folder)))
         caches, models = {}, {}
@@ -71,7 +72,7 @@ class Running:
                     caches[role].forget_counts()
                 models[role] = open_model(model, recipe, caches[role])
         feedback = models["feedback"]
-        return Running(
+        return StageWork(
             recipe, settings, constitution, stage, caches, feedback, models.get("writer", feedback)
         )
 
@@ -110,10 +111,10 @@ class Running:
                 fix="Choose another feedback model.",
             )
         helpful = self._demonstrations(part.helpful, counts)
-        both = revisions.mixed(own, helpful, part.helpful_share, seed=self.seed)
+        both = mixed(own, helpful, part.helpful_share, seed=seed_of(self.seed, "mixture"))
         counts.print("revisions")
         score = load_scorer(part.scorer) if part.scorer else None
-        found = {"revisions": revision_figures(drafts, self.constitution, score)} | self._took()
+        found = {"revisions": revision_metrics(drafts, self.constitution, score)} | self._usage()
         num_own = sum(each.annotator == annotator for each in both)
         numbers = {"demonstrations": len(both), "demonstrations_by_constitution": num_own}
         self._publish(
@@ -154,7 +155,7 @@ class Running:
         annotator = self.constitution.annotator
         rankings = [each.ranking(annotator, hard=part.labels == "hard") for each in judged]
         own = [ranking for ranking in rankings if ranking is not None]
-        if not any(each.heard for each in judged):
+        if not any(each.replies for each in judged):
             raise UserError(
                 "no two completions of any item differ",
                 where="labeling.constitution.preferences",
@@ -169,9 +170,9 @@ class Running:
         humans = self._rankings(part.people, counts)
         if counts.read():
             counts.print("preferences")
-        beside = people.beside(judged, humans, annotator) if humans else None
+        compared = people.compare_with_people(judged, humans, annotator) if humans else None
         score = load_scorer(part.scorer) if part.scorer else None
-        found = {"preferences": preference_figures(judged, beside, score)} | self._took()
+        found = {"preferences": preference_metrics(judged, compared, score)} | self._usage()
         writers: dict[str, Writer] = {
             RANKINGS: lambda path: write_jsonl(path, own),
             COMPARISONS: _lines(
@@ -180,7 +181,7 @@ class Running:
             REPORT: _text(preferences_page(found, judged, self.constitution, self.feedback.name)),
         }
         if humans:
-            both = people.mixed(own, humans, part.people_share, seed=self.seed)
+            both = mixed(own, humans, part.people_share, seed=seed_of(self.seed, "people"))
             writers[MIXED] = lambda path: write_jsonl(path, both)
         if part.project is not None:
             entered = people.enter_ranks(part.project, judged, annotator)
@@ -218,28 +219,30 @@ class Running:
         counts.merge(read)
         return found
 
-    def _took(self) -> Figures:
-        """What the feedback model's answers took, and the writer's where it is another."""
+    def _usage(self) -> Metrics:
+        """Requests, tokens and failures of the feedback model, and of the writer where it is another."""
         found = {
-            "running": running_figures(self.caches["feedback"].counts(), self.settings.feedback.endpoint)
+            "running": running_metrics(self.caches["feedback"].counts(), self.settings.feedback.endpoint)
         }
         if self.settings.writer is not None:
             counts = self.caches["writer"].counts()
-            found["writing"] = running_figures(counts, self.settings.writer.endpoint)
+            found["writing"] = running_metrics(counts, self.settings.writer.endpoint)
         return found
 
-    def _publish(self, writers: Mapping[str, Writer], found: Figures, counts: RecordCounts) -> None:
+    def _publish(self, writers: Mapping[str, Writer], found: Metrics, counts: RecordCounts) -> None:
         values = json_value({"annotator": self.constitution.annotator, "model": self.feedback.name} | found)
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-        self.stage.publish({**writers, FIGURES: _text(text)}, metrics=values, accounts=counts.to_json())
+        self.stage.publish({**writers, REPORT_JSON: _text(text)}, metrics=values, accounts=counts.to_json())
 
     def _print(self, rows: list[tuple[str, str]], records: str, stage: str, read: str) -> None:
         """Say what came out, and how `stage` goes on with it, whose setting `read` names what it reads."""
         sources = getattr(self.recipe.sections.get(stage), read, [])
         is_named = any(source.path.startswith(f"{{run}}/{self.stage.stage}/") for source in sources)
         target = stage if is_named else f"{stage} LABELS=constitution"
-        folder, took = self.stage.folder, self._took().values()
-        answers, failed = sum(t["answers"] for t in took), sum(sum(t["failures"].values()) for t in took)
+        folder = self.stage.folder
+        usage = self._usage().values()
+        answers = sum(own["answers"] for own in usage)
+        failed = sum(sum(own["failures"].values()) for own in usage)
         rows.append(("answers, attempts that failed", f"{answers:,}, {failed:,}"))
         rows += [("records", str(folder / records)), ("report", str(folder / REPORT))]
         print_result(self.stage.stage, rows, self.stage.next_command(target))
@@ -258,7 +261,7 @@ def open_model(settings: FeedbackSettings, recipe: Recipe, cache: Cache) -> Mode
     return LocalModel(settings.local, folder, start_process(recipe.run).device, cache)
 
 
-def _preference_rows(found: Figures) -> list[tuple[str, str]]:
+def _preference_rows(found: Metrics) -> list[tuple[str, str]]:
     rows = [
         ("items, pairs with an answer", f"{found['items']:,}, {found['pairs_decided']:,}"),
         ("both orders agree", _share(found["consistent_share"])),
@@ -275,7 +278,7 @@ def _preference_rows(found: Figures) -> list[tuple[str, str]]:
     return rows
 
 
-def _score_row(first: Figures, last: Figures) -> list[tuple[str, str]]:
+def _score_row(first: Metrics, last: Metrics) -> list[tuple[str, str]]:
     if first["score_mean"] is None:
         return []
     return [("score", f"{first['score_mean']:.3f} → {last['score_mean']:.3f}")]

@@ -56,7 +56,9 @@ class ServedModel:
 
     def _way_out(self, writing: bool) -> str:
         fix = "Choose another model, or another way of reading choices (`answers`)."
-        if writing and self._settings.text_logprobs and self._endpoint.last_failure.startswith("status 4"):
+        status = self._endpoint.last_status
+        is_refused = status is not None and 400 <= status < 500
+        if writing and self._settings.text_logprobs and is_refused:
             fix = "If it refuses the log-probabilities of texts, set `text_logprobs: false`. " + fix
         return fix
 

@@ -1,4 +1,4 @@
-"""Making a project out of files, and entering labels from files, with an account of what was read."""
+"""Making a project out of files, and entering labels from files, and what was read from them."""
 
 import argparse
 import shlex
@@ -9,7 +9,6 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from labeling.commands import Sampling
 from labeling.config import LabelingSettings
 from labeling.exchange.importing import ForeignLabel, JudgeColumns, enter, judged_pairs, ranking_labels
 from labeling.exchange.uncertainty import read_uncertainty
@@ -23,6 +22,16 @@ from rlhf.settings.groups import SourceSettings
 from rlhf.settings.recipe import load_recipe
 
 _SUFFIXES = (".json", ".jsonl", ".csv")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What `create` samples its items from."""
+
+    config: Path
+    overrides: tuple[str, ...]
+    models: tuple[str, ...]
+    temperatures: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +91,8 @@ def import_file(arguments: argparse.Namespace) -> None:
         UserError: a malformed file, or columns that are half given.
     """
     labels = _labels(arguments)
-    try:
-        project = Project.open(arguments.project)
-    except UserError as error:
-        if "no labeling project" not in error.what:
-            raise
-        overlap = arguments.overlap or len({label.labeler for label in labels})
-        project = Project.create(arguments.project, checked_rules({"overlap": overlap}))
+    overlap = arguments.overlap or len({label.labeler for label in labels})
+    project = Project.open_or_create(arguments.project, lambda: checked_rules({"overlap": overlap}))
     done = enter(project, labels)
     print(
         f"import: {done.items:,} new items, {done.labels:,} new labels "

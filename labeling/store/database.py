@@ -11,6 +11,7 @@ SQLite runs in WAL mode with `synchronous=FULL`: what has been acknowledged surv
 
 import fcntl
 import shlex
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, exc, make_url, text
 
+from labeling.retry import Pauses
 from labeling.store.schema import CURRENT, migrate, version_of
 from rlhf.errors import UserError
 
@@ -30,12 +32,19 @@ LOCK = "labels.lock"
 BUSY_SECONDS = 60.0
 """How long SQLite waits for another program that writes to the file."""
 
+STORE_PAUSES = Pauses(first=0.5, longest=10.0)
+"""Before a call that the database refused is made again."""
+
 _LOCK = 7_465_172
 """Key of the advisory lock, together with the schema in which the tables lie."""
 
 
 class StoreError(UserError):
     """The database cannot be used just now; the same call may go through later."""
+
+
+class NoProjectError(UserError):
+    """No labeling project has been made in this place."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +107,8 @@ class Database:
         """Bring the schema to this program's version.
 
         Raises:
-            UserError: there is no project here and none is to be created; or it is of a later version.
+            NoProjectError: there is no project here and none is to be created.
+            UserError: it is of a later version.
         """
         if self.folder is not None and not create and not (self.folder / FILE).is_file():
             raise no_project(self.where)  # before SQLite makes an empty file there
@@ -138,13 +148,13 @@ class Database:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """What an operator can mend, in words; a mistake of ours keeps its traceback."""
+        """What an operator can correct, in words; a mistake of ours keeps its traceback."""
         try:
             yield
         except (exc.OperationalError, exc.InterfaceError, exc.TimeoutError) as error:
             raise _refusal(_first_line(getattr(error, "orig", error)), self.where) from error
         except exc.DatabaseError as error:
-            if "file is not a database" in str(error.orig):
+            if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_NOTADB:
                 raise UserError(
                     "this is not a labeling database", where=self.where, fix="Put the file back."
                 ) from None
@@ -171,8 +181,8 @@ def _refusal(reason: str, where: str) -> StoreError:
     )
 
 
-def no_project(where: str) -> UserError:
-    return UserError(
+def no_project(where: str) -> NoProjectError:
+    return NoProjectError(
         "there is no labeling project here",
         where=where,
         fix="Make one: python -m labeling create --project FOLDER --items FILE.",

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select
 from sqlalchemy.engine import RowMapping
 
 from labeling.sanitize import labeler_name
-from labeling.store.database import Database, Transaction, no_project
+from labeling.store.database import Database, NoProjectError, Transaction, no_project
 from labeling.store.items import Item
 from labeling.store.judgements import competition_ranks, dumps
 from labeling.store.rules import LabelingRules
@@ -129,10 +129,11 @@ class Project:
 
     @staticmethod
     def open(location: str | Path, *, clock: Callable[[], float] | None = None) -> "Project":
-        """The project that lies there, its schema brought up to date.
+        """The project in that place, its schema brought up to date.
 
         Raises:
-            UserError: there is none, or the database cannot be used.
+            NoProjectError: there is none.
+            UserError: the database cannot be used.
         """
         database = Database(location, clock=clock)
         try:
@@ -141,6 +142,18 @@ class Project:
         except UserError:
             database.close()
             raise
+
+    @staticmethod
+    def open_or_create(location: str | Path, rules: Callable[[], LabelingRules]) -> "Project":
+        """The project in that place; an empty one with these rules where there is none.
+
+        Raises:
+            UserError: the database cannot be used.
+        """
+        try:
+            return Project.open(location)
+        except NoProjectError:
+            return Project.create(location, rules())
 
     @staticmethod
     def _of(database: Database) -> "Project":

@@ -1,45 +1,138 @@
 """The schema of a labeling database, version by version: a database of any earlier version is brought up.
 
-A migration, once released, is never edited; a change is a new one at the end of the list.
+A migration, once released, is never edited; a change is a new one at the end. `labeling.store.tables` reads
+from the same migrations what queries use, so no table is written twice. To alter a table, add a kind of step
+next to `NewTable`, and read it there, too.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, inspect, text
 
 from rlhf.errors import UserError
 
-_APPEND_ONLY_1 = ("settings", "items", "labelers", "events")
 
-_VERSION_1 = (
-    "CREATE TABLE settings (id {id}, at {real} NOT NULL, policy TEXT NOT NULL, instructions TEXT NOT NULL, "
-    "secret TEXT NOT NULL)",
-    "CREATE TABLE items (id {id}, key TEXT NOT NULL UNIQUE, kind TEXT NOT NULL "
-    "CHECK (kind IN ('item', 'gold', 'qualification')), prompt TEXT NOT NULL, completions TEXT NOT NULL, "
-    "models TEXT, answer TEXT, priority {real} NOT NULL)",
-    "CREATE INDEX items_of_kind ON items (kind, id)",
-    "CREATE TABLE labelers (id {id}, at {real} NOT NULL, name TEXT NOT NULL UNIQUE)",
-    "CREATE TABLE events (id {id}, at {real} NOT NULL, kind TEXT NOT NULL, item_id BIGINT REFERENCES items, "
-    "labeler_id BIGINT REFERENCES labelers, session TEXT, submission TEXT UNIQUE, shown TEXT, "
-    "seconds {real}, data TEXT NOT NULL)",
-    "CREATE INDEX events_of_item ON events (item_id)",
-    "CREATE INDEX events_of_labeler ON events (labeler_id, kind)",
-    "CREATE TABLE work (item_id BIGINT NOT NULL REFERENCES items, labeler_id BIGINT NOT NULL REFERENCES "
-    "labelers, state TEXT NOT NULL CHECK (state IN ('leased', 'submitted', 'skipped', 'expired')), "
-    "session TEXT, shown TEXT NOT NULL, seen_at {real} NOT NULL, lease_until {real} NOT NULL, draft TEXT, "
-    "event_id BIGINT, PRIMARY KEY (item_id, labeler_id))",
-    "CREATE INDEX work_of_labeler ON work (labeler_id, state)",
-    "CREATE INDEX work_leases ON work (state, lease_until)",
-    "CREATE TABLE queue (item_id BIGINT PRIMARY KEY REFERENCES items, kind TEXT NOT NULL, "
-    "priority {real} NOT NULL, num_held INTEGER NOT NULL)",
-    "CREATE INDEX queue_least_labelled ON queue (kind, num_held, priority DESC, item_id)",
-    "CREATE INDEX queue_uncertainty ON queue (kind, priority DESC, num_held, item_id)",
+@dataclass(frozen=True)
+class NewTable:
+    """The step of a migration that makes a table."""
+
+    name: str
+    columns: Mapping[str, str]
+    """Name → type and constraints in SQL; `{id}` is a key that counts up, `{real}` a 64-bit float."""
+    primary_key: tuple[str, ...] = ()
+    """Where it is of several columns."""
+
+    @property
+    def sql(self) -> str:
+        parts = [f"{name} {definition}" for name, definition in self.columns.items()]
+        if self.primary_key:
+            parts.append(f"PRIMARY KEY ({', '.join(self.primary_key)})")
+        return f"CREATE TABLE {self.name} ({', '.join(parts)})"
+
+
+@dataclass(frozen=True)
+class Migration:
+    """What leads from the version before to this one."""
+
+    steps: tuple[NewTable | str, ...]
+    append_only: tuple[str, ...]
+    """Of the new tables, those in which the database is to refuse changes."""
+
+
+_VERSION_1 = Migration(
+    steps=(
+        NewTable(
+            "settings",
+            {
+                "id": "{id}",
+                "at": "{real} NOT NULL",
+                "policy": "TEXT NOT NULL",
+                "instructions": "TEXT NOT NULL",
+                "secret": "TEXT NOT NULL",
+            },
+        ),
+        NewTable(
+            "items",
+            {
+                "id": "{id}",
+                "key": "TEXT NOT NULL UNIQUE",
+                "kind": "TEXT NOT NULL CHECK (kind IN ('item', 'gold', 'qualification'))",
+                "prompt": "TEXT NOT NULL",
+                "completions": "TEXT NOT NULL",
+                "models": "TEXT",
+                "answer": "TEXT",
+                "priority": "{real} NOT NULL",
+            },
+        ),
+        "CREATE INDEX items_of_kind ON items (kind, id)",
+        NewTable("labelers", {"id": "{id}", "at": "{real} NOT NULL", "name": "TEXT NOT NULL UNIQUE"}),
+        NewTable(
+            "events",
+            {
+                "id": "{id}",
+                "at": "{real} NOT NULL",
+                "kind": "TEXT NOT NULL",
+                "item_id": "BIGINT REFERENCES items",
+                "labeler_id": "BIGINT REFERENCES labelers",
+                "session": "TEXT",
+                "submission": "TEXT UNIQUE",
+                "shown": "TEXT",
+                "seconds": "{real}",
+                "data": "TEXT NOT NULL",
+            },
+        ),
+        "CREATE INDEX events_of_item ON events (item_id)",
+        "CREATE INDEX events_of_labeler ON events (labeler_id, kind)",
+        NewTable(
+            "work",
+            {
+                "item_id": "BIGINT NOT NULL REFERENCES items",
+                "labeler_id": "BIGINT NOT NULL REFERENCES labelers",
+                "state": "TEXT NOT NULL CHECK (state IN ('leased', 'submitted', 'skipped', 'expired'))",
+                "session": "TEXT",
+                "shown": "TEXT NOT NULL",
+                "seen_at": "{real} NOT NULL",
+                "lease_until": "{real} NOT NULL",
+                "draft": "TEXT",
+                "event_id": "BIGINT",
+            },
+            primary_key=("item_id", "labeler_id"),
+        ),
+        "CREATE INDEX work_of_labeler ON work (labeler_id, state)",
+        "CREATE INDEX work_leases ON work (state, lease_until)",
+        NewTable(
+            "queue",
+            {
+                "item_id": "BIGINT PRIMARY KEY REFERENCES items",
+                "kind": "TEXT NOT NULL",
+                "priority": "{real} NOT NULL",
+                "num_held": "INTEGER NOT NULL",
+            },
+        ),
+        "CREATE INDEX queue_least_labelled ON queue (kind, num_held, priority DESC, item_id)",
+        "CREATE INDEX queue_uncertainty ON queue (kind, priority DESC, num_held, item_id)",
+    ),
+    append_only=("settings", "items", "labelers", "events"),
 )
-_VERSION_2 = (  # tokens, for labelers who work in a browser
-    "CREATE TABLE tokens (id {id}, at {real} NOT NULL, labeler_id BIGINT NOT NULL REFERENCES labelers, "
-    "sha256 TEXT NOT NULL UNIQUE)",
-    "CREATE INDEX tokens_of_labeler ON tokens (labeler_id, id)",
+_VERSION_2 = Migration(  # for labelers who work in a browser
+    steps=(
+        NewTable(
+            "tokens",
+            {
+                "id": "{id}",
+                "at": "{real} NOT NULL",
+                "labeler_id": "BIGINT NOT NULL REFERENCES labelers",
+                "sha256": "TEXT NOT NULL UNIQUE",
+            },
+        ),
+        "CREATE INDEX tokens_of_labeler ON tokens (labeler_id, id)",
+    ),
+    append_only=("tokens",),
 )
+MIGRATIONS: Mapping[int, Migration] = {1: _VERSION_1, 2: _VERSION_2}
+"""Version → what leads to it."""
+CURRENT = max(MIGRATIONS)
 
 _TYPES = {
     "sqlite": {"id": "INTEGER PRIMARY KEY AUTOINCREMENT", "real": "REAL"},
@@ -69,16 +162,14 @@ def _guard(table: str, dialect: str) -> list[str]:
 
 
 def _statements(version: int, dialect: str) -> list[str]:
-    types = _TYPES[dialect]
-    if version == 1:
-        guards = [line for table in _APPEND_ONLY_1 for line in _guard(table, dialect)]
-        refusal = [_REFUSAL] if dialect == "postgresql" else []
-        return [line.format(**types) for line in _VERSION_1] + refusal + guards
-    return [line.format(**types) for line in _VERSION_2] + _guard("tokens", dialect)
-
-
-VERSIONS: Sequence[int] = (1, 2)
-CURRENT = VERSIONS[-1]
+    migration = MIGRATIONS[version]
+    steps = [step.sql if isinstance(step, NewTable) else step for step in migration.steps]
+    found = [step.format(**_TYPES[dialect]) for step in steps]
+    if version == 1 and dialect == "postgresql":
+        found.append(_REFUSAL)  # what the triggers of all versions call
+    for table in migration.append_only:
+        found += _guard(table, dialect)
+    return found
 
 
 def version_of(connection: Connection) -> int:

@@ -11,15 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from labeling.retry import retry
 from labeling.sessions.labeling_session import LabelerProgress, LabelingSession
 from labeling.store.assignment import NoTask
-from labeling.store.database import StoreError
+from labeling.store.database import STORE_PAUSES, StoreError
 from labeling.store.judgements import Judgement, Task
 from rlhf.errors import UserError
 
 JobKind = Literal["next", "save", "submit", "skip", "flag", "undo"]
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
-"""Seconds before a refused call is made again: doubled from the first to the longest."""
 
 
 @dataclass(frozen=True)
@@ -172,25 +171,23 @@ class BackgroundSession:
             return  # the next key says so, if it lasts
 
     def _until_through(self, job: _Job) -> None:
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                report = job.call()
-            except StoreError as error:
-                if self._closing:
-                    return
-                self._deliver(Refused(job.kind, error, pause))
-                self._sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
-            except UserError as error:
-                self._deliver(Refused(job.kind, error, None))
-                if job.kind == "submit":  # the screen waits for an item: the same one again
-                    self.next()
-                return
-            else:
-                if report is not None:
-                    self._deliver(report)
-                return
+        def wait(error: StoreError, seconds: float) -> None:
+            if self._closing:
+                raise error
+            self._deliver(Refused(job.kind, error, seconds))
+            self._sleep(seconds)
+
+        try:
+            report = retry(job.call, StoreError, STORE_PAUSES, wait)
+        except StoreError:
+            return
+        except UserError as error:
+            self._deliver(Refused(job.kind, error, None))
+            if job.kind == "submit":  # the screen waits for an item: the same one again
+                self.next()
+            return
+        if report is not None:
+            self._deliver(report)
 
     def _sleep(self, seconds: float) -> None:
         until = time.monotonic() + seconds

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import TextIO, TypeVar
 
 from labeling.analysis.dispute_summary import dispute_summary
+from labeling.retry import retry
 from labeling.sanitize import sanitize, sanitize_line
 from labeling.sessions.heartbeat import Heartbeat
 from labeling.sessions.labeling_session import LabelerProgress, LabelingSession
 from labeling.sessions.session import new_submission
 from labeling.store.assignment import NoTask
-from labeling.store.database import StoreError
+from labeling.store.database import STORE_PAUSES, StoreError
 from labeling.store.judgements import Judgement, Task
 from rlhf.data.records import FAILED, Rank
 from rlhf.errors import UserError
@@ -37,8 +38,6 @@ ELSEWHERE = (
 )
 WIDTH = 78
 MAX_DIGITS = 3
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 10.0
-"""Seconds before a refused call is made again: doubled from the first to the longest."""
 
 Answer = TypeVar("Answer")
 
@@ -87,7 +86,7 @@ class PlainScreen:
                     self._say("There is nothing to undo.")
                 elif word == "skip":
                     self._session.skip(task, rest)
-                    return self._insist(self._session.next)
+                    return self._until_stored(self._session.next)
                 elif word[:1].isdigit() or word in ("F", "f"):
                     return self._submit(task, line)
                 else:
@@ -124,22 +123,20 @@ class PlainScreen:
         judgement = Judgement(parse_ranks(line), self._draft.scores, self._draft.note)
         judgement.final(len(task.completions), self._session.rules)
         submission = new_submission()
-        receipt, following = self._insist(
+        receipt, following = self._until_stored(
             lambda: self._session.submit_and_next(task, judgement, submission=submission)
         )
         self._say("Submitted late, and counted." if receipt.late else "Submitted.")
         return following
 
-    def _insist(self, call: Callable[[], Answer]) -> Answer:
+    def _until_stored(self, call: Callable[[], Answer]) -> Answer:
         """Make a call again until the database takes it; no line is read meanwhile."""
-        pause = FIRST_PAUSE
-        while True:
-            try:
-                return call()
-            except StoreError as error:
-                self._say(f"{error.what}. Trying again; Ctrl-C stops.")
-                self._sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+
+        def wait(error: StoreError, seconds: float) -> None:
+            self._say(f"{error.what}. Trying again; Ctrl-C stops.")
+            self._sleep(seconds)
+
+        return retry(call, StoreError, STORE_PAUSES, wait)
 
     def _show(self, task: Task) -> None:
         self._say("")

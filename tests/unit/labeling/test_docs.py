@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from labeling.__main__ import main
-from labeling.commands import COMMANDS
+from labeling.commands.run import COMMANDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -11,7 +11,7 @@ from labeling.constitution.cache import Cache
 from labeling.constitution.config import LocalSettings
 from labeling.constitution.feedback import Answer, Chosen, Request, Written
 from labeling.constitution.local import LocalModel
-from labeling.constitution.metrics import running_figures
+from labeling.constitution.metrics import running_metrics
 from rlhf.data.records import Message
 from rlhf.errors import UserError
 from tests.small import write_small_model
@@ -126,7 +126,7 @@ def test_an_empty_text_is_counted_as_unusable_and_not_as_an_answer(folder: Path,
     empty = sum(isinstance(each, Written) and not each.text for each in found)
     assert 0 < empty < 200
     with Cache(tmp_path / "a.sqlite", scope="test") as cache:
-        metrics = running_figures(cache.counts(), None)
+        metrics = running_metrics(cache.counts(), None)
     assert metrics["parse_failure_rate"] == empty / 200
     assert (metrics["answers"], metrics["unanswered"]) == (200 - empty, empty)
 

@@ -1,6 +1,6 @@
-"""The constitution beside people's rankings."""
+"""The constitution compared with people's rankings."""
 
-from labeling.constitution.people import Beside, beside
+from labeling.constitution.people import PeopleComparison, compare_with_people
 from labeling.constitution.preferences import Judged
 from labeling.store.items import Item
 from rlhf.data.records import Ranking
@@ -9,14 +9,14 @@ ITEMS = [Item(prompt=f"p{n}", completions=("a", "b")) for n in range(8)]
 JUDGED = [Judged(item, (), ((0, 1, 0.8),)) for item in ITEMS]
 
 
-def compared(judged: list[Judged], copies: int) -> Beside:
+def compared(judged: list[Judged], copies: int) -> PeopleComparison:
     """With people of whom `copies` ranked each item, alike, and of four items against the constitution."""
     people = [
         Ranking(prompt=item.prompt, completions=item.completions, ranks=(1, 2) if number % 2 else (2, 1))
         for number, item in enumerate(ITEMS)
         for _ in range(copies)
     ]
-    return beside(judged, people, "constitution")
+    return compare_with_people(judged, people, "constitution")
 
 
 def test_more_rankings_of_one_item_make_no_interval_narrower() -> None:

@@ -10,10 +10,10 @@ import pytest
 from labeling.constitution.charts import bars, columns, lines
 from labeling.constitution.constitution import load_constitution
 from labeling.constitution.feedback import Chosen, Written
-from labeling.constitution.metrics import preference_figures, revision_figures, running_figures
-from labeling.constitution.people import beside
-from labeling.constitution.preferences import Asking, Heard, Judged
-from labeling.constitution.prompts import Asked
+from labeling.constitution.metrics import preference_metrics, revision_metrics, running_metrics
+from labeling.constitution.people import compare_with_people
+from labeling.constitution.preferences import Judged, PairQuestion, PairReply
+from labeling.constitution.prompts import GroupedPrompt
 from labeling.constitution.report import preferences_page, revisions_page
 from labeling.constitution.revisions import Draft, Round
 from labeling.store.items import Item
@@ -48,11 +48,12 @@ def test_a_page_of_revisions_stands_alone_and_shows_hostile_texts_as_texts(root:
     constitution = load_constitution(root / "configs" / "constitutions" / "tiny.yaml")
     one = Round(1, "helps", 1, 2, Written(text=HOSTILE), Written(text="Better."))
     drafts = [
-        Draft(Asked(HOSTILE, group), 0, Written(text=HOSTILE), "m", 1, (one,)) for group in ("a", "<b>")
+        Draft(GroupedPrompt(HOSTILE, group), 0, Written(text=HOSTILE), "m", 1, (one,))
+        for group in ("a", "<b>")
     ]
     found = {
-        "revisions": revision_figures(drafts, constitution, lambda p, r: [float(len(t)) for t in r]),
-        "running": running_figures({"answers": 4, "status_429": 1}, None),
+        "revisions": revision_metrics(drafts, constitution, lambda p, r: [float(len(t)) for t in r]),
+        "running": running_metrics({"answers": 4, "status_429": 1}, None),
     }
     check(revisions_page(found, drafts, constitution, HOSTILE))
     assert found["revisions"]["rounds"][1]["score_mean"] == len("Better.")
@@ -63,12 +64,12 @@ def test_a_page_of_preferences_stands_alone_and_shows_hostile_texts_as_texts(roo
     constitution = load_constitution(root / "configs" / "constitutions" / "tiny.yaml")
     item = Item(prompt=HOSTILE, completions=(HOSTILE, "b"))
     sure, unsure = Chosen(logprobs=(-0.1, -2.3), mass=0.9), Chosen(logprobs=(-1.0, -0.5), mass=0.8)
-    heard = Heard(Asking(0, 0, 1, constitution.principles[0]), (sure, unsure), (None, None))
-    judged = [Judged(item, (heard,), ((0, 1, 0.8),))]
+    reply = PairReply(PairQuestion(0, 0, 1, constitution.principles[0]), (sure, unsure), (None, None))
+    judged = [Judged(item, (reply,), ((0, 1, 0.8),))]
     people = [Ranking(prompt=item.prompt, completions=item.completions, ranks=(1, 2))]
     found = {
-        "preferences": preference_figures(judged, beside(judged, people, "c"), None),
-        "running": running_figures({"answers": 2}, None),
+        "preferences": preference_metrics(judged, compare_with_people(judged, people, "c"), None),
+        "running": running_metrics({"answers": 2}, None),
     }
     check(preferences_page(found, judged, constitution, HOSTILE))
     assert found["preferences"]["people"]["agreement"]["value"] == 1
@@ -77,11 +78,12 @@ def test_a_page_of_preferences_stands_alone_and_shows_hostile_texts_as_texts(roo
 def test_undecided_opinions_count_in_the_certainty(root: Path) -> None:
     constitution = load_constitution(root / "configs" / "constitutions" / "tiny.yaml")
     item = Item(prompt="p", completions=("a", "b"))
-    asking = Asking(0, 0, 1, constitution.principles[0])
+    question = PairQuestion(0, 0, 1, constitution.principles[0])
     even = Chosen(logprobs=(math.log(0.5), math.log(0.5)))
     first, second = (Chosen(logprobs=(math.log(p), math.log(1 - p))) for p in (0.88, 0.12))
-    heard = (Heard(asking, (first, second), (None, None)), *[Heard(asking, (even, even), (None, None))] * 9)
-    found = preference_figures([Judged(item, heard, ((0, 1, 0.6),))], None, None)
+    tie = PairReply(question, (even, even), (None, None))
+    replies = (PairReply(question, (first, second), (None, None)), *[tie] * 9)
+    found = preference_metrics([Judged(item, replies, ((0, 1, 0.6),))], None, None)
     [own] = found["by_principle"].values()
     assert own["certainty_mean"] == pytest.approx(0.76 / 10)
     assert own["consistent_share"] == 1

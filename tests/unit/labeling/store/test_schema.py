@@ -9,23 +9,46 @@ from sqlalchemy import insert, inspect, text
 from labeling.store.database import FILE, Database
 from labeling.store.project import Project
 from labeling.store.rules import LabelingRules
-from labeling.store.schema import CURRENT, migrate, version_of
+from labeling.store.schema import CURRENT, MIGRATIONS, migrate, version_of
 from labeling.store.tables import METADATA, settings
 from rlhf.errors import UserError
 
+RELEASED = Path(__file__).with_name("released_schemas.sql")
 
-def test_migrations_make_the_tables_that_queries_name(make: Any) -> None:
-    project = make()
-    with project.database.read() as connection:
+
+def test_migrations_make_the_tables_that_queries_use(make: Any) -> None:
+    with make().database.read() as connection:
         inspector = inspect(connection)
         made = {
-            name: {column["name"] for column in inspector.get_columns(name)}
+            name: (
+                [(column["name"], column["type"].python_type) for column in inspector.get_columns(name)],
+                inspector.get_pk_constraint(name)["constrained_columns"],
+            )
             for name in inspector.get_table_names()
+            if name != "schema_versions"
         }
-    assert made.pop("schema_versions") == {"version", "at"}
     assert made == {
-        name: {column.name for column in table.columns} for name, table in METADATA.tables.items()
+        name: (
+            [(column.name, column.type.python_type) for column in table.columns],
+            [column.name for column in table.primary_key],
+        )
+        for name, table in METADATA.tables.items()
     }
+
+
+@pytest.mark.parametrize("version", MIGRATIONS)
+def test_a_released_migration_is_never_edited(version: int, tmp_path: Path) -> None:
+    database = Database(tmp_path)
+    with database.write() as transaction:
+        migrate(transaction.connection, to=version, where="here")
+        made = transaction.connection.execute(
+            text("SELECT sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY rowid")
+        )
+        statements = "".join(f"{statement};\n" for statement in made.scalars())
+    database.close()
+    _, _, rest = RELEASED.read_text().partition(f"-- version {version}\n")
+    released, _, _ = rest.partition("-- version ")
+    assert statements == released
 
 
 def test_a_database_of_version_1_is_brought_up_and_keeps_what_it_has(location: str, tmp_path: Path) -> None:

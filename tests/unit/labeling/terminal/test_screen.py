@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select
 from textual.events import Key
 
+from labeling.retry import Pauses
 from labeling.sessions.session import Session
 from labeling.store.database import StoreError
 from labeling.store.judgements import Judgement, Task
@@ -337,7 +338,7 @@ def test_a_terminal_that_is_too_small_says_so_and_takes_no_ranks(new: New) -> No
 def test_what_the_database_refuses_is_said_and_sent_again_under_the_same_name(
     new: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("labeling.terminal.background.FIRST_PAUSE", 60.0)
+    monkeypatch.setattr("labeling.terminal.background.STORE_PAUSES", Pauses(first=60.0, longest=60.0))
     project = new()
     tried: list[str] = []
     real = Session.submit_and_next

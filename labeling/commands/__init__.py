@@ -1,0 +1,1 @@
+"""The commands of a labeling project: what each takes, and what it does with it."""
