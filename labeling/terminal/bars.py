@@ -4,22 +4,13 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.segment import Segment
-from rich.style import Style
 from textual import events
 from textual.strip import Strip
 from textual.widget import Widget
 from textual.widgets import Input
 
 from labeling.sanitize import sanitize_line
-
-PLAIN = Style()
-BOLD = Style(bold=True)
-DIM = Style(dim=True)
-FOCUS = Style(reverse=True, bold=True)
-GOOD = Style(color="green", bold=True)
-BAD = Style(color="red", bold=True)
-OPEN = Style(color="yellow")
-TROUBLE = Style(reverse=True, color="red", bold=True)
+from labeling.terminal.style import DIM, PLAIN
 
 
 class Bar(Widget):

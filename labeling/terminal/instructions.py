@@ -8,24 +8,18 @@ from textual.widgets import Markdown
 
 from labeling.sanitize import sanitize
 from labeling.store.project import Project
-from labeling.terminal.bars import DIM, Bar
+from labeling.terminal.bars import Bar
 from labeling.terminal.keys import key_help
+from labeling.terminal.style import (
+    DIM,
+    INSTRUCTIONS_CSS,
+)
 
 
 class InstructionsScreen(ModalScreen[None], inherit_bindings=False):
     """Shown over the item, which waits."""
 
-    CSS = """
-    InstructionsScreen { background: ansi_default; }
-    InstructionsScreen VerticalScroll { height: 1fr; scrollbar-size: 0 0; padding: 0 1; max-width: 100; }
-    InstructionsScreen Markdown { background: ansi_default; color: ansi_default; margin: 0; padding: 0; }
-    InstructionsScreen MarkdownH1, InstructionsScreen MarkdownH2 {
-        color: ansi_default; background: ansi_default; content-align: left middle; text-style: bold;
-        margin: 1 0 0 0; border: none; padding: 0;
-    }
-    InstructionsScreen MarkdownH2 { text-style: underline; }
-    InstructionsScreen Bar { height: 1; dock: bottom; }
-    """
+    CSS = INSTRUCTIONS_CSS
     AUTO_FOCUS = ""
     BINDINGS = [
         ("escape,question_mark,q,enter", "dismiss", ""),

@@ -1,14 +1,28 @@
 """What stands in the screen's single rows and headings."""
 
+from collections.abc import Sequence
+
 from rich.segment import Segment
 from rich.style import Style
+from textual.strip import Strip
 
 from labeling.analysis.dispute_summary import votes
 from labeling.sanitize import sanitize_line
 from labeling.sessions.labeling_session import LabelerProgress
-from labeling.terminal.background import Refused
-from labeling.terminal.bars import BAD, BOLD, DIM, FOCUS, GOOD, OPEN, PLAIN, TROUBLE
+from labeling.store.judgements import Judgement
+from labeling.terminal.background import Arrived, Refused
+from labeling.terminal.bars import fill
 from labeling.terminal.draft import Draft, rank_sign
+from labeling.terminal.style import (
+    BAD,
+    BOLD,
+    DIM,
+    FOCUS,
+    GOOD,
+    OPEN,
+    PLAIN,
+    TROUBLE,
+)
 from rlhf.data.records import FAILED, Rank
 
 
@@ -61,6 +75,31 @@ def hints(draft: Draft | None) -> list[Segment]:
     else:
         text = f" 1-{draft.size} rank  f failed  ← → answer  ↑ ↓ scroll  u undo  Enter submit  ? help"
     return [Segment(text, DIM)]
+
+
+def greeting(arrived: Arrived, draft: Draft) -> str:
+    """What is said when an item comes; nothing about one like any other."""
+    if arrived.late:
+        return "That was late, and counts all the same"
+    if arrived.undone:
+        return "Taken back; this is what you had said"
+    if draft.judgement != Judgement.empty(draft.size):
+        return "You were here before: this is what you had entered"
+    if not arrived.progress.submitted:
+        return "Welcome. ? shows the instructions and all keys"
+    return ""
+
+
+def prompt_hint(rows_below: int, *, whole: bool) -> str:
+    """What stands at the right end of the prompt's heading."""
+    if whole:
+        return " p: back to the answers "
+    return f" {rows_below} more rows: p " if rows_below else ""
+
+
+def heading(left: Sequence[Segment], right: str, width: int) -> Strip:
+    """A rule with something at both ends."""
+    return Strip(fill(left, right, width, "─"))
 
 
 def answer_title(draft: Draft, number: int) -> list[Segment]:

@@ -6,20 +6,19 @@ Rows are drawn one by one as they come into sight, so a text's length makes no d
 from collections.abc import Callable
 
 from rich.segment import Segment
-from rich.style import Style
 from textual import events
 from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
+from labeling.terminal.style import BOLD, PLAIN
 from labeling.terminal.wrapping import Document
 
 Heading = Callable[[int, int], Strip]
 """Number of a text and the width → its heading."""
 
 GUTTER = 2
-PLAIN, BOLD = Style(), Style(bold=True)
 
 
 class TextPane(Widget):

@@ -1,15 +1,12 @@
 """The labeler's screen: one prompt, its answers, and what has been said of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from rich.segment import Segment
 from textual.app import ComposeResult
 from textual.containers import Container
 from textual.message import Message
-from textual.screen import Screen
 from textual.strip import Strip
-from textual.widgets import Input
 
 from labeling.analysis.dispute_summary import dispute_summary
 from labeling.sanitize import sanitize_line
@@ -18,11 +15,27 @@ from labeling.sessions.session import MAX_REASON_CHARACTERS, new_submission
 from labeling.store.assignment import NoTask
 from labeling.store.judgements import MAX_NOTE_CHARACTERS
 from labeling.terminal import keys
+from labeling.terminal.asking import AskingScreen
 from labeling.terminal.background import Arrived, BackgroundSession, Lost, Refused, Report, Stored
-from labeling.terminal.bars import BOLD, DIM, OPEN, Bar, Question, fill
+from labeling.terminal.bars import Bar, Question
 from labeling.terminal.draft import Draft
-from labeling.terminal.lines import answer_title, hints, message_line, rank_line, status_line, trouble_line
+from labeling.terminal.lines import (
+    answer_title,
+    greeting,
+    heading,
+    hints,
+    message_line,
+    prompt_hint,
+    rank_line,
+    status_line,
+    trouble_line,
+)
 from labeling.terminal.pane import TextPane
+from labeling.terminal.style import (
+    BOLD,
+    DIM,
+    RANKING_CSS,
+)
 from rlhf.data.records import FAILED, Rank
 from rlhf.errors import UserError
 from rlhf.model.chat import prompt_text
@@ -36,38 +49,10 @@ WIDE_COLUMNS = 120
 """From here on the prompt stands beside the answers."""
 
 
-@dataclass(frozen=True)
-class Asking:
-    """A question that is open in the screen's last rows."""
-
-    answered: Callable[[str], None]
-    typed: Callable[[str], None] | None = None
-    """Told of every change."""
-    before: str = ""
-    """What was there, to go back to."""
-
-
-class RankingScreen(Screen[None], inherit_bindings=False):
+class RankingScreen(AskingScreen, inherit_bindings=False):
     """Takes keys at once and gives the background session what is to be stored."""
 
-    CSS = """
-    RankingScreen { layout: vertical; }
-    Bar, Question { height: 1; }
-    Question { border: none; padding: 0; background: ansi_default; color: ansi_default; display: none; }
-    Question:focus { border: none; background: ansi_default; background-tint: ansi_default 0%; }
-    #body { height: 1fr; layout: vertical; }
-    #prompt { height: 6; }
-    #answers { height: 1fr; }
-    #question-row { layout: horizontal; height: 1; }
-    #small { display: none; height: 1fr; }
-    RankingScreen.-wide #body { layout: horizontal; }
-    RankingScreen.-wide #prompt { width: 36%; height: 1fr; margin: 0 1 0 0; }
-    RankingScreen.-wide #answers { width: 1fr; }
-    RankingScreen.-whole-prompt #prompt { height: 1fr; width: 1fr; }
-    RankingScreen.-whole-prompt #answers { display: none; }
-    RankingScreen.-small Bar, RankingScreen.-small #body, RankingScreen.-small Question { display: none; }
-    RankingScreen.-small #small { display: block; }
-    """
+    CSS = RANKING_CSS
     AUTO_FOCUS = ""
     BINDINGS = [*keys.bindings()]
 
@@ -84,7 +69,6 @@ class RankingScreen(Screen[None], inherit_bindings=False):
         self._draft: Draft | None = None
         self._progress: LabelerProgress | None = None
         self._nothing: NoTask | None = None
-        self._asking: Asking | None = None
         self._scoring = self._warned = self._hurrying = False
         self._trouble: Refused | None = None
         self._said = ""
@@ -145,14 +129,7 @@ class RankingScreen(Screen[None], inherit_bindings=False):
             self._draft = Draft(arrived.task, self._session.rules)
             self._prompt.show((prompt_text(arrived.task.prompt), *dispute_summary(arrived.task)))
             self._answers.show(arrived.task.completions)
-            if arrived.late:
-                self._say("That was late, and counts all the same")
-            elif arrived.undone:
-                self._say("Taken back; this is what you had said")
-            elif self._draft.judgement != type(self._draft.judgement).empty(self._draft.size):
-                self._say("You were here before: this is what you had entered")
-            elif not arrived.progress.submitted:
-                self._say("Welcome. ? shows the instructions and all keys")
+            self._say(greeting(arrived, self._draft))
         self._lay_out()
         self._focus_moved()
 
@@ -310,57 +287,6 @@ class RankingScreen(Screen[None], inherit_bindings=False):
         else:
             self.app.exit()
 
-    def action_escape(self) -> None:
-        if self._asking is not None:
-            asking = self._asking
-            if asking.typed is not None:
-                asking.typed(asking.before)
-            self._close_question()
-
-    # Questions.
-
-    def _ask(
-        self,
-        label: str,
-        answered: Callable[[str], None],
-        *,
-        limit: int,
-        typed: Callable[[str], None] | None = None,
-        before: str = "",
-    ) -> None:
-        self._asking = Asking(answered, typed, before)
-        question = self._question
-        question.max_length = limit
-        with question.prevent(Input.Changed):
-            question.value = before
-        question.cursor_position = len(before)
-        question.styles.display = "block"
-        self.set_focus(question)  # at once
-        self._message.show([Segment(label, BOLD), Segment("(Enter keeps it, Esc leaves it)", DIM)])
-        self._lay_out()
-
-    def on_input_changed(self, event: Input.Changed) -> None:
-        if self._asking is not None and self._asking.typed is not None:
-            self._asking.typed(event.value)
-
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        asking, text = self._asking, event.value.strip()
-        if asking is None:
-            return
-        if not text and asking.typed is None:
-            self._message.show([Segment("A few words, please ", OPEN), Segment("(Esc leaves it)", DIM)])
-            return
-        self._close_question()
-        asking.answered(text)
-        self._draw()
-
-    def _close_question(self) -> None:
-        if self._asking is not None:
-            self._asking = None
-            self._question.styles.display = "none"
-            self.set_focus(None)
-            self._lay_out()
-
     # Drawing.
 
     def on_resize(self) -> None:
@@ -433,17 +359,15 @@ class RankingScreen(Screen[None], inherit_bindings=False):
         self._answers.redraw()
 
     def _prompt_heading(self, number: int, width: int) -> Strip:
-        more = self._prompt.rows_below
-        whole = self.has_class("-whole-prompt")
-        right = " p: back to the answers " if whole else f" {more} more rows: p " if more else ""
-        right = right if number == self._prompt.first_visible else ""
-        title = " Nothing to do " if self._nothing is not None else f" {PANES[number]} "
-        return Strip(fill([Segment("──", DIM), Segment(title, BOLD)], right, width, "─"))
+        title = "Nothing to do" if self._nothing is not None else PANES[number]
+        at_top = number == self._prompt.first_visible
+        right = prompt_hint(self._prompt.rows_below, whole=self.has_class("-whole-prompt")) if at_top else ""
+        return heading([Segment("──", DIM), Segment(f" {title} ", BOLD)], right, width)
 
     def _answer_heading(self, number: int, width: int) -> Strip:
         draft = self._draft
         if draft is None or number >= draft.size:
-            return Strip(fill([], "", width, "─"))
+            return heading([], "", width)
         below = self._answers.rows_below
         right = f" {below} rows below " if number == self._answers.first_visible and below else ""
-        return Strip(fill(answer_title(draft, number), right, width, "─"))
+        return heading(answer_title(draft, number), right, width)
