@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from labeling.config import LabelingSettings
 from labeling.exchange.importing import ForeignLabel, JudgeColumns, enter, judged_pairs, ranking_labels
-from labeling.exchange.uncertainty import read_uncertainty
+from labeling.exchange.uncertainty import read_uncertainty, score_command
 from labeling.sanitize import labeler_name
 from labeling.store.items import Item, read_items
 from labeling.store.project import ItemKind, NewItem, Project
@@ -146,7 +146,7 @@ def _new_items(sources: Sources) -> Iterator[NewItem]:
         raise UserError(
             f"{missing:,} of {len(items):,} items have no score in it",
             where=str(sources.scores),
-            fix=f"Score the same file: python -m reward score MODEL {sources.items} SCORES.",
+            fix=f"Score the same file: {score_command(sources.items)}",
         )
     for item in items:
         yield NewItem(item, priority=unsure[item.key], where=str(sources.items))

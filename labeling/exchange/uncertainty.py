@@ -1,6 +1,7 @@
 """How unsure a reward model is of an item's order, from a file that `python -m reward score` wrote."""
 
 import math
+import shlex
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -11,7 +12,14 @@ from rlhf.data.columns import Columns
 from rlhf.data.readers import file_rows, parse_json
 from rlhf.errors import UserError
 
-_FORM = "Write it with: python -m reward score MODEL ITEMS SCORES."
+
+def score_command(items: Path | str = "ITEMS") -> str:
+    """The command that scores a file of items, with names to fill in."""
+    items = shlex.quote(str(items))
+    return f"python -m reward score --model runs/RUN/reward/model --input {items} --output SCORES"
+
+
+_FORM = f"Write it with: {score_command()}"
 
 
 def read_uncertainty(path: Path) -> dict[str, float]:
