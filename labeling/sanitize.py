@@ -1,4 +1,4 @@
-"""Text from models and strangers, made safe to print on a terminal and to look at.
+"""Text from models and from people nobody knows, made safe to print on a terminal and to show.
 
 A terminal obeys escape sequences, and both terminals and browsers obey bidirectional controls, by which a
 text can show its letters in another order than the program that wrote it believes. None of them gets through:

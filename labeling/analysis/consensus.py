@@ -1,4 +1,4 @@
-"""One ranking out of several labelers' rankings of an item, with what cannot be decided said aloud.
+"""One ranking out of several labelers' rankings of an item, and what it cannot decide.
 
 A completion has failed if more than half of the labelers say so. Of the others, i beats j if more labelers
 put i above j than j above i. If that relation goes round in a circle (Condorcet's paradox), nobody's ranking

@@ -59,13 +59,13 @@ def disputes(project: Project, *, threshold: float, decided: bool = False) -> li
     Those that have been decided are left out unless `decided`.
     """
     labels = read_labels(project)
-    settled = {} if decided else decisions(project)
+    done = {} if decided else decisions(project)
     grouped = by_item(labels)
     ratings = Ratings.of(labels)
     shares = dict(zip(ratings.item_ids, item_agreement(ratings).tolist(), strict=True))
     found = []
     for item_id in sorted(grouped):
-        if len(grouped[item_id]) < 2 or item_id in settled:
+        if len(grouped[item_id]) < 2 or item_id in done:
             continue
         share = shares.get(item_id, 1.0)  # all completions failed, say both: there is no pair
         joint = consensus([label.ranks for label in grouped[item_id]])

@@ -139,7 +139,7 @@ class Server:
         return "ws" + self._origin(request).removeprefix("http") + "/ws"
 
     async def _secure(self, request: web.Request, response: web.StreamResponse) -> None:
-        # The socket is named beside 'self', which browsers have not always taken to cover it.
+        # The socket is named in addition to 'self', which in some browsers does not cover it.
         safe = html.escape(self._socket_url(request)).replace(";", "").replace(" ", "")
         response.headers.update(
             {

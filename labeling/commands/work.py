@@ -98,7 +98,7 @@ def simulate_command(arguments: argparse.Namespace) -> int:
     from rlhf.data.scorers import load_scorer
 
     if not 0 <= arguments.error_rate <= 0.5:
-        raise UserError("an error rate lies between 0 and 0.5", where="--error-rate", fix="Give another.")
+        raise UserError("an error rate is between 0 and 0.5", where="--error-rate", fix="Give another.")
     if arguments.tie_width < 0:
         raise UserError("a tie width is not negative", where="--tie-width", fix="Give another.")
     script = Script(

@@ -52,7 +52,7 @@ class EndpointSettings(Settings):
     vote_tokens: int = setting(8, ge=1)
     """Room for a vote: some models say a word or two before the letter."""
     concurrency: int = setting(16, semantic=False, ge=1)
-    """Requests under way at once."""
+    """Requests that wait for an answer at the same time."""
     timeout_seconds: float = setting(120.0, semantic=False, gt=0)
     """A request that takes longer has failed, and is tried again."""
     max_attempts: int = setting(10, semantic=False, ge=1)
@@ -161,7 +161,7 @@ class PreferencesSettings(Settings):
     chain_of_thought: bool = False
     """Let the model reason before it answers."""
     clamp: float = setting(0.4, ge=0, lt=0.5)
-    """After reasoning, a probability lies between this and its complement; 0 leaves it as it is."""
+    """After reasoning, a probability is moved between this and its complement; 0 leaves it as it is."""
     labels: Literal["soft", "hard"] = "soft"
     """Whether a ranking holds the probability of each pair, or ranks."""
     people: list[SourceSettings] = []

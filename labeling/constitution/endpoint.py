@@ -2,7 +2,7 @@
 
 What may fail is expected to. A refusal for now (429, 5xx), a time-out, a broken connection, JSON that breaks
 off and an answer that cannot be used are counted, each by its name, and the request is made again after a
-pause. Whatever was received and can be used lies in the cache before anything else happens.
+pause. Whatever was received and can be used is stored in the cache before anything else happens.
 """
 
 import asyncio
@@ -93,7 +93,7 @@ class Endpoint:
 
         Raises:
             UserError: the endpoint cannot be reached, wants another key, does not answer, or the budget is
-                spent. What had been received is kept, and the same command goes on from there.
+                spent. What had been received is kept, and the same command resumes from there.
         """
         keys = [call.key for call in calls]
         unknown = {key: call for key, call in zip(keys, calls, strict=True) if self._cache.get(key) is None}
@@ -103,7 +103,9 @@ class Endpoint:
 
     async def _ask(self, calls: Mapping[str, Call], desc: str) -> None:
         waiting, mistakes = iter(calls.items()), list[UserError]()
-        self._ending = asyncio.Event()  # what is under way then still comes, for it has been paid for
+        self._ending = (
+            asyncio.Event()
+        )  # requests that were sent are still waited for: they have been paid for
         timeout = aiohttp.ClientTimeout(total=self._settings.timeout_seconds)
         connector = aiohttp.TCPConnector(limit=self._settings.concurrency)
         headers = {"Authorization": f"Bearer {self._secret}"} if self._secret else {}
@@ -230,7 +232,7 @@ class Endpoint:
         )
 
     def _check_budget(self) -> None:
-        """Stop before the next request if the budget is spent, by this process and its forerunners together.
+        """Stop before the next request if the budget is spent, by this process and earlier ones together.
 
         Raises:
             UserError: it is.
@@ -258,8 +260,8 @@ class Endpoint:
         raise UserError(
             f"its replies do not say how many tokens they took (`usage`), so `{name}` cannot be kept",
             where=self._settings.url,
-            fix="Unset `max_cost` and `max_tokens` to go on without a budget (limit the number of prompts or "
-            "items instead), or ask an endpoint that tells. What it has answered is kept.",
+            fix="Unset `max_cost` and `max_tokens` to continue without a budget (limit the number of prompts "
+            "or items instead), or ask an endpoint that tells. What it has answered is kept.",
         )
 
     async def _pause(self, seconds: float) -> None:
@@ -281,7 +283,7 @@ class Endpoint:
         )
 
     def _pause_seconds(self, in_a_row: int) -> float:
-        """After so many failures in a row; half of it is random, lest all requests come back at once."""
+        """After so many failures in a row; half of it is random, so that requests do not come all at once."""
         return self._pauses.after(in_a_row) * (0.5 + 0.5 * self._jitter.random())
 
 
@@ -294,7 +296,7 @@ def _over(spent: str, settings: EndpointSettings, name: str) -> UserError:
     return UserError(
         f"the budget is spent ({spent}; `{name}` is {getattr(settings, name):,})",
         where=settings.url,
-        fix=f"Raise `{name}` and run the same command again: it goes on, and asks nothing twice.",
+        fix=f"Raise `{name}` and run the same command again: it resumes, and asks nothing twice.",
     )
 
 
@@ -319,7 +321,7 @@ def _secret(settings: EndpointSettings) -> str | None:
 
 
 def _tokens(reply: Any) -> dict[str, int]:
-    """Input and output tokens by the reply's own account; 0 where it gives none."""
+    """Input and output tokens as the reply states them; 0 where it states none."""
     usage = reply.get("usage") if isinstance(reply, dict) else None
     usage = usage if isinstance(usage, dict) else {}
 

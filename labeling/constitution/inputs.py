@@ -40,7 +40,7 @@ def model_folder(path: str, run_folder: Path) -> str:
     """A local model's folder or hub id, with the run's folder in its place.
 
     Raises:
-        UserError: it lies in a run's folder in which it has not been made yet.
+        UserError: it belongs in a run's folder, and has not been made there yet.
     """
     folder = path.replace("{run}", str(run_folder))
     if "{run}" in path and not Path(folder).is_dir():

@@ -62,7 +62,7 @@ class StageWork:
         *,
         clean: bool,
     ) -> "StageWork":
-        """Open the cache and the models; what earlier attempts have counted goes on being counted."""
+        """Open the cache and the models; counts of earlier attempts are continued."""
         path = Path(settings.cache.replace("{run}", str(recipe.run_folder)))
         caches, models = {}, {}
         for role, model in (("feedback", settings.feedback), ("writer", settings.writer)):
@@ -235,7 +235,7 @@ class StageWork:
         self.stage.publish({**writers, REPORT_JSON: _text(text)}, metrics=values, accounts=counts.to_json())
 
     def _print(self, rows: list[tuple[str, str]], records: str, stage: str, read: str) -> None:
-        """Say what came out, and how `stage` goes on with it, whose setting `read` names what it reads."""
+        """Say what came out, and the command of `stage`, whose setting `read` names what it reads."""
         sources = getattr(self.recipe.sections.get(stage), read, [])
         is_named = any(source.path.startswith(f"{{run}}/{self.stage.stage}/") for source in sources)
         target = stage if is_named else f"{stage} LABELS=constitution"

@@ -76,7 +76,7 @@ class JudgeColumns:
 def ranking_labels(source: SourceSettings, *, labeler: str) -> list[ForeignLabel]:
     """The rankings and pairs of a source; `labeler` is who labelled what names no annotator.
 
-    Comparisons are ranked by how probably each completion wins one, and kept beside the ranks.
+    Comparisons are ranked by how probably each completion wins one, and kept next to the ranks.
 
     Raises:
         UserError: a malformed record.

@@ -152,7 +152,7 @@ def draw(
 
     `backbones` are one model on one device or more, which share the prompts.
 
-    `account` receives what became of the prompts; what is dropped or truncated here counts under `step`.
+    `counts` receives what became of the prompts; what is dropped or truncated here counts under `step`.
     """
     backbone = backbones[0]
     check_room(step, settings.length, settings.sampling, context=backbone.max_length)

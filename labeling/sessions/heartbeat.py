@@ -1,4 +1,4 @@
-"""The signs of life of a terminal that waits for its labeler, given from a thread beside it."""
+"""The signs of life of a terminal that waits for its labeler, given from a thread of its own."""
 
 import threading
 from typing import Self

@@ -7,7 +7,7 @@
         session.undo()                              # the last submission or skip comes back as a Task
 
 Nothing is kept here that the database does not have, but the clock of the labeler's working time: a session
-that is killed loses nothing, and the labeler's next one goes on with what was left.
+that is killed loses nothing, and the labeler's next one resumes with what was left.
 """
 
 import json
@@ -193,7 +193,7 @@ class Session:
         return None
 
     def leave(self) -> None:
-        """Close this terminal: the labeler's next one goes on at once with what is half-done here."""
+        """Close this terminal: the labeler's next one resumes at once with what is half-done here."""
         held = and_(work.c.session == self.session_id, work.c.state == "leased")
         with self.project.database.write() as transaction:
             mine = select(work.c.item_id).where(work.c.labeler_id == self._terminal.labeler_id, held)

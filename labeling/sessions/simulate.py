@@ -31,7 +31,7 @@ def simulate(project: Project, labeler: str, script: Script) -> int:
     """Rank what the project gives this labeler, and return the number of submissions.
 
     The ranks of an item depend on its content, the labeler and the seed alone, so a simulation that was
-    killed goes on to the same labels.
+    killed resumes to the same labels.
 
     Raises:
         UserError: the scorer fails, or the labeler's name cannot be one.

@@ -1,10 +1,10 @@
 """SQLite or PostgreSQL: how a labeling database is reached, and what a transaction of it is.
 
 Every writing transaction is alone, and writers take turns in the order in which they came: on SQLite by the
-lock of a file beside the database and then BEGIN IMMEDIATE with a busy time-out, on PostgreSQL by an advisory
-lock. (SQLite alone lets whoever asks in the right moment go first, and others wait for seconds.) So what a
-transaction has read is still true when it writes, with no retries; people who rank texts are far from needing
-more. Readers never wait.
+lock of a file next to the database and then BEGIN IMMEDIATE with a busy time-out, on PostgreSQL by an
+advisory lock. (SQLite alone lets whoever asks in the right moment go first, and others wait for seconds.) So
+what a transaction has read is still true when it writes, with no retries; people who rank texts are far from
+needing more. Readers never wait.
 
 SQLite runs in WAL mode with `synchronous=FULL`: what has been acknowledged survives a power cut.
 """
@@ -28,7 +28,7 @@ from rlhf.errors import UserError
 FILE = "labels.db"
 """The SQLite file in a project's folder."""
 LOCK = "labels.lock"
-"""An empty file beside it, whose lock is the writer's turn."""
+"""An empty file next to it, whose lock is the writer's turn."""
 BUSY_SECONDS = 60.0
 """How long SQLite waits for another program that writes to the file."""
 
@@ -36,7 +36,7 @@ STORE_PAUSES = Pauses(first=0.5, longest=10.0)
 """Before a call that the database refused is made again."""
 
 _LOCK = 7_465_172
-"""Key of the advisory lock, together with the schema in which the tables lie."""
+"""Key of the advisory lock, together with the schema that holds the tables."""
 
 
 class StoreError(UserError):

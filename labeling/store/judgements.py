@@ -1,4 +1,4 @@
-"""What a labeler says of an item: ranks, and perhaps quality scores and a note; also half-way there."""
+"""What a labeler says of an item, complete or not: ranks, a note, and quality scores if there are any."""
 
 import json
 from collections.abc import Sequence

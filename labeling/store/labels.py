@@ -43,7 +43,7 @@ def read_labels(project: Project, kind: ItemKind = "item") -> list[Label]:
 
 
 def labels_of_kind(connection: Connection, kind: ItemKind, *, labeler_id: int | None = None) -> list[Label]:
-    """As `read_labels`, inside a transaction; perhaps of one labeler only."""
+    """As `read_labels`, inside a transaction; of one labeler only, if named."""
     query = _query().where(items.c.kind == kind).order_by(work.c.item_id, labelers.c.id)
     if labeler_id is not None:
         query = query.where(work.c.labeler_id == labeler_id)

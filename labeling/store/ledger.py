@@ -2,11 +2,11 @@
 
 `record` appends an event and brings `work` and `queue` up to date in the same transaction; `replay` makes the
 two again from the events alone, by the same code. Only signs of life (a heartbeat, a draft saved unchanged)
-are no events; a replay forgets them. So there is one account of what each event means:
+are no events; a replay forgets them. So what each event means is said once:
 
     kind         means                                                         held by
     assigned     the labeler has the item until `lease_until`                  +1
-    resumed      another terminal of the labeler goes on with it
+    resumed      another terminal of the labeler resumes it
     saved        what has been entered so far
     left         the terminal was closed; the lease runs on
     expired      the lease is over; another labeler may have the item          -1

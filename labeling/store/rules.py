@@ -23,7 +23,7 @@ class LabelingRules(Settings):
     lease_seconds: float = setting(1800.0, gt=0)
     """An item that has not been submitted after so long, counted from the last key, is given to another."""
     presence_seconds: float = setting(30.0, gt=0)
-    """A terminal that has been silent for so long counts as gone: its labeler's next terminal goes on with
+    """A terminal that has been silent for so long counts as gone: its labeler's next terminal resumes
     the item that it held."""
     idle_seconds: float = setting(60.0, gt=0)
     """The part of a pause beyond this is no working time."""

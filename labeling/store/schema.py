@@ -194,9 +194,9 @@ def migrate(connection: Connection, *, to: int = CURRENT, where: str) -> None:
             fix="Use the version of Triptych that wrote them, or a later one.",
         )
     if found == 0:
-        if strangers := {"items", "events", "labelers"} & set(inspect(connection).get_table_names()):
+        if foreign := {"items", "events", "labelers"} & set(inspect(connection).get_table_names()):
             raise UserError(
-                f"this database holds tables of something else ({', '.join(sorted(strangers))})",
+                f"this database holds tables of something else ({', '.join(sorted(foreign))})",
                 where=where,
                 fix="Give the project a database of its own.",
             )

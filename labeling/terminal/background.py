@@ -1,7 +1,7 @@
-"""A session's calls, made in a thread beside the screen, so that no key ever waits for the database.
+"""A session's calls, made in a thread of their own, so that no key ever waits for the database.
 
 In the order in which they were asked for, one at a time. A call that the database refuses is made again, with
-the same submission id, until it is through; only drafts that a later one replaces are left out.
+the same submission id, until it succeeds; only drafts that a later one replaces are left out.
 """
 
 import threading
@@ -86,7 +86,7 @@ class BackgroundSession:
         self._put(_Job("save", call, task.item_id))
 
     def submit(self, task: Task, judgement: Judgement, submission: str) -> None:
-        """Hand in, and go on to the next item."""
+        """Submit, and fetch the next item."""
 
         def call() -> Report:
             self._held = None

@@ -12,7 +12,7 @@ _SUFFIXES = {1: "st", 2: "nd", 3: "rd"}
 
 @dataclass
 class Draft:
-    """One item under way. Methods that refuse raise a `UserError` and change nothing."""
+    """What has been entered on one item. Methods that refuse raise a `UserError` and change nothing."""
 
     task: Task
     rules: LabelingRules
@@ -30,7 +30,7 @@ class Draft:
         return len(self.task.completions)
 
     def rank(self, rank: Rank) -> None:
-        """Give the answer in focus a rank, and go on to the next that has none.
+        """Give the answer in focus a rank, and move to the next that has none.
 
         Where the rules allow no ties, an answer that had this rank takes the other's in exchange.
         """

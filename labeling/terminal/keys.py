@@ -34,7 +34,7 @@ KEYS = (
     Key("home", "end(0)", "Home, End", "first, last answer"),
     Key("end", "end(-1)", "", ""),
     Key("p", "prompt", "p", "the whole prompt, and back"),
-    Key("enter", "submit", "Enter", "submit, and go on to the next item"),
+    Key("enter", "submit", "Enter", "submit, and go to the next item"),
     Key("u", "undo", "u", "undo the last key; with none left, the last submission or skip"),
     Key("s", "skip", "s", "skip the item, with a reason"),
     Key("x", "flag", "x", "flag the item: something is wrong with it"),

@@ -115,7 +115,7 @@ class TextPane(Widget):
     def render_lines(self, crop: Region) -> list[Strip]:
         """Rows as they are, without the framework's borders, padding and opacity, which no pane has.
 
-        They would make a frame of a large terminal twice as dear.
+        They would double the cost of a frame on a large terminal.
         """
         rows, filters, (_, background) = self._rows(), self.get_line_filters(), self.background_colors
         found = []

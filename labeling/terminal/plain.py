@@ -31,7 +31,7 @@ COMMANDS = """\
   undo           take back the last submission or skip
   show           show the item again
   ?              the instructions and this list
-  quit           stop; the next session goes on here
+  quit           stop; the next session continues here
 """
 ELSEWHERE = (
     "Not kept: this item is open elsewhere now, or its time ran out. It still counts if you submit it here."

@@ -44,9 +44,9 @@ MIN_COLUMNS, MIN_ROWS = 40, 12
 PATIENCE_SECONDS = 0.15
 """How long the next item may take to come before the screen says that it is on its way."""
 PANES = ("Prompt", "Labels")
-"""What stands in the pane beside the answers; labels only for whoever decides on them."""
+"""What stands in the pane next to the answers; labels only for whoever decides on them."""
 WIDE_COLUMNS = 120
-"""From here on the prompt stands beside the answers."""
+"""From here on the prompt stands next to the answers."""
 
 
 class RankingScreen(AskingScreen, inherit_bindings=False):
@@ -138,7 +138,7 @@ class RankingScreen(AskingScreen, inherit_bindings=False):
             self._trouble = refused
         else:
             self._trouble = None
-            self._complain(refused.error)
+            self._explain(refused.error)
 
     # Keys.
 
@@ -222,7 +222,7 @@ class RankingScreen(AskingScreen, inherit_bindings=False):
             try:
                 final = draft.final()
             except UserError as error:
-                self._complain(error)
+                self._explain(error)
                 self._focus_moved()
                 return
             self._background.submit(draft.task, final, new_submission())
@@ -314,7 +314,7 @@ class RankingScreen(AskingScreen, inherit_bindings=False):
         try:
             change(draft)
         except UserError as error:
-            self._complain(error)
+            self._explain(error)
         if draft.judgement != before:
             self._background.save(draft.task, draft.judgement)
         self._focus_moved()
@@ -340,7 +340,7 @@ class RankingScreen(AskingScreen, inherit_bindings=False):
     def _say(self, text: str) -> None:
         self._said = text
 
-    def _complain(self, error: UserError) -> None:
+    def _explain(self, error: UserError) -> None:
         self._say(" ".join(part for part in (f"{error.what}.", error.fix) if part))
 
     def _draw(self) -> None:

@@ -37,7 +37,7 @@ class Wrapped:
         self._next, self._open = end, ""
         for line in lines:
             self.rows.extend(wrap(line, self._width))
-        if self.num_left:  # the last row may go on in the next part
+        if self.num_left:  # the last row may continue in the next part
             self._open = self.rows.pop()
 
 
@@ -76,7 +76,7 @@ class Document:
         return f"… {text.num_left:,} more characters: scroll on"
 
     def reach(self, first: int, last: int) -> None:
-        """Wrap on where the end of what has been wrapped lies among these rows."""
+        """Wrap further where what has been wrapped ends among these rows."""
         for number, text in enumerate(self.texts):
             while text.num_left and first <= self.end(number) - 1 <= last:
                 text.extend()
