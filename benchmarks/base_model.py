@@ -71,7 +71,8 @@ def word_tokenizer(vocab_size: int, *, eos_last: bool = False) -> PreTrainedToke
 
 def _make_bias_coordinate(model: LlamaForCausalLM) -> None:
     """The first coordinate holds half the embedding's energy, and only the rows of special tokens read it."""
-    embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
+    embedding = model.model.embed_tokens.weight
+    head = model.lm_head.weight
     embedding[:, 0] = embedding[:, 1:].norm(dim=1).mean()
     for layer in cast(list[LlamaDecoderLayer], model.model.layers):
         layer.self_attn.o_proj.weight[0] = 0
@@ -87,7 +88,8 @@ def _set_eos_hazard(model: LlamaForCausalLM, texts_BL: Tensor, hazard: float) ->
     others_N = torch.logsumexp((hidden_NH @ head.T)[:, len(SPECIALS) :], dim=1)
     head[: len(SPECIALS), 0] = ((others_N - _NEVER_NATS) / bias_N).min()
     if hazard > 0:
-        low, high = -100.0, 100.0
+        low = -100.0
+        high = 100.0
         for _ in range(60):
             middle = (low + high) / 2
             mean = float(torch.sigmoid(middle * bias_N - others_N).mean())

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from rlhf.runs.manifest import Record
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 class Memory(Record):

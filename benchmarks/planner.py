@@ -135,7 +135,8 @@ def measured(name: str, device: str) -> dict[str, Any]:
     An iteration of a toy goes first: what is imported or set up at first use is no part of the increment.
     """
     run_iteration("toy", device)
-    peak, started = PeakMemory(device), time.perf_counter()
+    peak = PeakMemory(device)
+    started = time.perf_counter()
     until = run_iteration(name, device, peak)
     seconds = time.perf_counter() - started
     return {"measured_bytes": increment(peak), "measured_until": until, "seconds": seconds}
@@ -159,10 +160,12 @@ def run_iteration(name: str, device: str, peak: PeakMemory | None = None) -> dic
     backbone = Backbone(network, _tokenizer(), "")
     reward = build_roles(backbone, settings, reward_folder=None, base_sha256="", seed=0)
     updater = Updater(backbone, settings, seed=0)
-    num, generator = settings.rollouts_per_iteration, torch.Generator().manual_seed(0)
+    num = settings.rollouts_per_iteration
+    generator = torch.Generator().manual_seed(0)
     ids = torch.randint(4, 1000, (num, SHAPES[name]["prompt_tokens"]), generator=generator).tolist()
     backbone.eos_ids = (network.config.vocab_size,)  # no token: every response has the greatest length
-    prompts, keys = PromptSet(ids, [""] * num), [(0, row, 0) for row in range(num)]
+    prompts = PromptSet(ids, [""] * num)
+    keys = [(0, row, 0) for row in range(num)]
     if peak:
         until["made"] = increment(peak)
     sampled = collect(backbone, prompts, keys, reward, settings, role=POLICY, seed=0)

@@ -30,7 +30,8 @@ OPENINGS = (
     "In a small house near the sea lived an old man who",
     "Ben and Sam are friends. They like to",
 )
-NUM_SAMPLES, MAX_TOKENS = 4, 48
+NUM_SAMPLES = 4
+MAX_TOKENS = 48
 LORA = LoraSettings(rank=8, alpha=16.0)
 VARIANTS: tuple[tuple[Precision, str], ...] = (
     ("fp32", ""),

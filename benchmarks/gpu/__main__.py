@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.gpu.plan import PARTS, Outcome, plan
 from benchmarks.gpu.report import markdown
@@ -53,11 +54,10 @@ def main(argv: Sequence[str]) -> int:
     )
 
     def keep(outcomes: Sequence[Outcome]) -> None:
-        report["parts"] = {
-            part: [each.model_dump() for each in outcomes if each.part == part]
-            for part in PARTS
-            if part in parts
-        }
+        by_part: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS if part in parts}
+        for outcome in outcomes:
+            by_part[outcome.part].append(outcome.model_dump())
+        report["parts"] = by_part
         write_report(report, markdown(report), arguments.output, name)
 
     with alone_in(work):

@@ -54,7 +54,8 @@ class Checks:
 def run(case: Case) -> dict[str, Any]:
     """All checks of one precision; those that fail are told like those that pass."""
     backbone = random_base(case.shape, case.precision, device=case.device, seed=case.seed)
-    engine, checks = add_roles(backbone, case), Checks()
+    engine = add_roles(backbone, case)
+    checks = Checks()
     perturb(backbone, POLICY, torch.Generator().manual_seed(3))
     prompts = mixed_prompts(case)
     rollouts = check_sampling(engine, prompts, checks)
@@ -66,7 +67,8 @@ def run(case: Case) -> dict[str, Any]:
 
 def mixed_prompts(case: Case) -> PromptSet:
     """As many prompts as the case has rollouts, from one token to its longest."""
-    longest, num = case.workload.prompt_tokens, case.workload.rollouts
+    longest = case.workload.prompt_tokens
+    num = case.workload.rollouts
     return random_prompts(case.shape, [1 + row * longest // num for row in range(num)], seed=2)
 
 

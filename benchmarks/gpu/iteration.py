@@ -30,7 +30,8 @@ class Phases:
         self.peak_mib: dict[str, float | None] = {}
         self.reserved_mib: dict[str, float | None] = {}
         """What the allocator held of the device at most, its cache included."""
-        self._now, self._on_device = clock(device), device == "cuda"
+        self._now = clock(device)
+        self._on_device = device == "cuda"
         self._start()
 
     def end(self, name: str) -> None:
@@ -70,7 +71,9 @@ def run(case: Case) -> dict[str, Any]:
 
 def iterate(engine: Engine, prompts: PromptSet, iteration: int) -> dict[str, Any]:
     """One iteration, as `ppo.train.PPO.iterate` goes about it; its phases and metrics."""
-    settings, seed, backbone = engine.settings, engine.case.seed, engine.backbone
+    settings = engine.settings
+    seed = engine.case.seed
+    backbone = engine.backbone
     updater = engine.updater
     indices, keys = schedule_prompts(len(prompts), iteration, settings, seed=seed)
     phases = Phases(engine.case.device)
@@ -107,8 +110,11 @@ def sampling_ends(phases: Phases) -> AbstractContextManager[None]:
 
 def summary(laps: list[dict[str, Any]]) -> dict[str, Any]:
     """Median seconds and highest peak of every phase, and of a whole iteration."""
-    seconds = {name: median(lap["seconds"][name] for lap in laps) for name in PHASES}
-    peaks = {name: _highest([lap["peak_mib"][name] for lap in laps]) for name in PHASES}
+    seconds: dict[str, float] = {}
+    peaks: dict[str, float | None] = {}
+    for name in PHASES:
+        seconds[name] = median(lap["seconds"][name] for lap in laps)
+        peaks[name] = _highest([lap["peak_mib"][name] for lap in laps])
     whole = [sum(lap["seconds"].values()) for lap in laps]
     return {
         "seconds": {**seconds, "iteration": median(whole)},

@@ -22,7 +22,8 @@ def markdown(report: Report) -> str:
 
 def conditions(report: Report) -> str:
     """Machine, device, versions, commit and seed."""
-    machine, device = report["machine"], report["device"]
+    machine = report["machine"]
+    device = report["device"]
     versions = ", ".join(f"{name} {version}" for name, version in device["versions"].items())
     memory = f", {device['memory_mib']:,.0f} MiB" if "memory_mib" in device else ""
     driver = f", driver {device['driver']}, CUDA {device['torch_cuda']}" if device.get("driver") else ""
@@ -67,13 +68,15 @@ def _verdict(check: Mapping[str, Any] | None) -> str:
 def _decode(done: Sequence[Outcome]) -> str:
     texts = []
     for each in done:
-        result, rows = each["result"], []
+        result = each["result"]
+        rows: list[list[str]] = []
         for cell in result["cells"]:
             start = [each["name"], cell["role"], str(cell["batch"])]
             if "error" in cell:
                 rows.append([*start, "out of memory", "", "", "", ""])
                 continue
-            step, floor = cell["seconds_per_step"], cell["floor_seconds_per_step"]
+            step = cell["seconds_per_step"]
+            floor = cell["floor_seconds_per_step"]
             metrics = [f"{cell['tokens_per_second']:,.0f}", f"{step * 1e3:.2f}", f"{floor * 1e3:.2f}"]
             rows.append([*start, *metrics, f"{floor / step:.0%}", "yes" if cell["captured"] else "no"])
         columns = ["shape", "role", "batch", "tokens/s", "ms a step", "floor ms", "of the floor", "captured"]
@@ -98,7 +101,8 @@ def _iterations(done: Sequence[Outcome]) -> str:
         for phase, seconds in result["seconds"].items():
             peak = result["peak_mib"][phase]
             rows.append([each["name"], phase, f"{seconds:.3g}", "" if peak is None else f"{peak:,.0f}", base])
-    work, result = done[0]["result"]["workload"], done[0]["result"]
+    work = done[0]["result"]["workload"]
+    result = done[0]["result"]
     note = (
         f"{work['rollouts']} rollouts, prompt {work['prompt_tokens']} and response "
         f"{work['max_response_tokens']} tokens; {work['num_epochs']} × {work['num_minibatches']} optimizer "

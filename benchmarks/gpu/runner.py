@@ -26,7 +26,8 @@ def device_of(device: str, work: Path, *, seed: int) -> dict[str, Any]:
     Raises:
         UserError: the device does not answer.
     """
-    shape, nothing = TOYS[0], PPOWorkload(name="", prompt_tokens=1, max_response_tokens=1, eos_hazard=0.0)
+    shape = TOYS[0]
+    nothing = PPOWorkload(name="", prompt_tokens=1, max_response_tokens=1, eos_hazard=0.0)
     case = Case(part="device", name="device", device=device, seed=seed, shape=shape, workload=nothing)
     outcome = run_case(case, work, seconds=_DEVICE_SECONDS)
     if outcome.status != "done":
@@ -44,7 +45,8 @@ def run_cases(
     spent: dict[str, float] = {}
     fallen: dict[tuple[str, str], str] = {}
     for case in cases:
-        left, rung = part_seconds - spent.get(case.part, 0.0), (case.part, case.ladder)
+        left = part_seconds - spent.get(case.part, 0.0)
+        rung = (case.part, case.ladder)
         print(f"{case.part}: {case.name} ... ", end="", flush=True)
         if case.ladder and rung in fallen:
             outcome = _left_out(case, f"{fallen[rung]} did not end well, and this one is larger.")
@@ -66,7 +68,8 @@ def run_case(case: Case, work: Path, *, seconds: float, command: Sequence[str] =
     folder = work / case.part
     folder.mkdir(parents=True, exist_ok=True)
     name = file_name(case.name)
-    case_file, answer_file = folder / f"{name}.case.json", folder / f"{name}.answer.json"
+    case_file = folder / f"{name}.case.json"
+    answer_file = folder / f"{name}.answer.json"
     log_file = folder / f"{name}.log"
     case_file.write_text(case.to_json(), encoding="utf-8")
     answer_file.unlink(missing_ok=True)

@@ -31,10 +31,9 @@ def main(argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         location = arguments.database or str(Path(folder) / "project")
         with Project.create(location, LabelingRules(overlap=arguments.overlap, gold_share=0.0)) as project:
-            project.add(
-                NewItem(Item(prompt=f"question {n}", completions=tuple(f"answer {k}" for k in range(4))))
-                for n in range(arguments.items)
-            )
+            answers = tuple(f"answer {k}" for k in range(4))
+            items = [Item(prompt=f"question {n}", completions=answers) for n in range(arguments.items)]
+            project.add(NewItem(item) for item in items)
             seconds, milliseconds, failures = _rank(location, arguments.labelers, Path(folder))
             counts = Counter(label.item_id for label in read_labels(project))
     expected = arguments.items * arguments.overlap
@@ -43,9 +42,8 @@ def main(argv: Sequence[str]) -> int:
     print(f"{arguments.labelers} labelers, {arguments.items} items, overlap {arguments.overlap}")
     print(f"labels: {counts.total():,} of {expected:,}, {len(milliseconds) / seconds:.0f} a second")
     print(f"submit: median {quantile(milliseconds, 0.5):.1f} ms, p99 {quantile(milliseconds, 0.99):.1f} ms")
-    print(
-        "the store is right" if right else f"the store is WRONG: {failures or dict(Counter(counts.values()))}"
-    )
+    wrong = failures or dict(Counter(counts.values()))
+    print("the store is right" if right else f"the store is WRONG: {wrong}")
     return 0 if right else 1
 
 

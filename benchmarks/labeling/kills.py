@@ -27,8 +27,9 @@ OVERLAP = 2
 LEASE_SECONDS = 5.0
 LONGEST_LIFE_SECONDS = 0.3
 """A labeler is killed at a random moment so soon after its first label."""
-MIN_LABELS_OPEN, NEW_ITEMS = 300, 100
-"""Where fewer labels are open, so many items are added: labelers never run out of work."""
+MIN_LABELS_OPEN = 300
+"""Where fewer are open items are added: labelers never run out of work."""
+NEW_ITEMS = 100
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
         with Project.create(location, rules) as project:
             _kill(project, location, options, Path(folder))
             num_left = _finish(location, options, Path(folder))
-            num_items, num_expired = project.num_items(), _num_events(project, "expired")
+            num_items = project.num_items()
+            num_expired = _num_events(project, "expired")
             wrong = _faults(project, Path(folder))
     print(f"{options.kills} labelers killed while they worked")
     print(f"{num_items:,} items with {OVERLAP} labels each; {num_left:,} labels came after the last kill")

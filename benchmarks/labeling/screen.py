@@ -29,7 +29,8 @@ from rlhf.commands.process import run_command
 Taken = tuple[float, float]
 """Milliseconds by the clock, and of the processor."""
 NUM_LONG = 150
-NUM_COMPLETIONS, NUM_CHARACTERS = 9, 4000
+NUM_COMPLETIONS = 9
+NUM_CHARACTERS = 4000
 KEYS_AN_ITEM = 5
 """After so many keys all answers are ranked and the item is submitted."""
 SIZES = ("80x24", "160x50")
@@ -71,7 +72,8 @@ def _report(folder: str, size: str, *, num_keys: int) -> None:
     print(f"  start to first item: {', '.join(f'{s:.2f}' for s in starts)} s")
     every = [key for keys in taken.values() for key in keys]
     for name, keys in {**taken, "all": every}.items():
-        clock, processor = [key[0] for key in keys], [key[1] for key in keys]
+        clock = [key[0] for key in keys]
+        processor = [key[1] for key in keys]
         print(
             f"  {name:7} {len(keys):4} keys: median {quantile(clock, 0.5):5.1f} ms, "
             f"p95 {quantile(clock, 0.95):5.1f} ms; processor: median {quantile(processor, 0.5):4.1f} ms, "
@@ -116,7 +118,8 @@ def _press(process: int, terminal: int, number: int) -> dict[str, list[Taken]]:
     found: dict[str, list[Taken]] = {name: [] for name in (*KEYS, "submit")}
 
     def press(name: str, key: bytes) -> None:
-        before, pressed = _processor_milliseconds(process), time.perf_counter()
+        before = _processor_milliseconds(process)
+        pressed = time.perf_counter()
         os.write(terminal, key)
         last = _frame(terminal)
         if last is not None:  # otherwise the key changed nothing

@@ -23,7 +23,8 @@ from rlhf.settings.recipe import Recipe, load_recipe
 from rlhf.settings.yaml_files import write_yaml
 
 DATA_SEED = 1234
-RECIPE, GROUPS = "recipe.yaml", "groups.json"
+RECIPE = "recipe.yaml"
+GROUPS = "groups.json"
 _NUM_GOOD_WORDS = 32
 
 
@@ -63,11 +64,8 @@ def write_prompt_ids(recipe: Recipe, path: Path) -> None:
 
 def read_groups(run_folder: Path) -> tuple[list[Group], list[Group]]:
     """Training and held-out groups."""
-    sides = json.loads((run_folder / GROUPS).read_text(encoding="utf-8"))
-    train, held_out = (
-        [Group(**{**row, "pairs": [Pair(*pair) for pair in row["pairs"]]}) for row in side] for side in sides
-    )
-    return train, held_out
+    train, held_out = json.loads((run_folder / GROUPS).read_text(encoding="utf-8"))
+    return [_read_group(row) for row in train], [_read_group(row) for row in held_out]
 
 
 def synthetic_groups(workload: RewardWorkload, vocab_size: int) -> list[Group]:
@@ -81,7 +79,8 @@ def synthetic_groups(workload: RewardWorkload, vocab_size: int) -> list[Group]:
     while len(groups) < workload.num_groups + workload.num_held_out:
         number = len(groups)
         prompt = random.integers(len(SPECIALS), vocab_size, workload.prompt_tokens).tolist()
-        completions, shares = [], []
+        completions: list[list[int]] = []
+        shares: list[float] = []
         for length in completion_lengths(workload, random):
             good = random.random(length) < random.random()
             words = random.integers(_NUM_GOOD_WORDS, size=length) + np.where(good, 0, _NUM_GOOD_WORDS)
@@ -100,6 +99,11 @@ def completion_lengths(workload: RewardWorkload, random: np.random.Generator) ->
         return [workload.median_tokens] * workload.num_completions
     drawn = workload.median_tokens * np.exp(workload.sigma * random.standard_normal(workload.num_completions))
     return [int(length) for length in drawn.round().clip(workload.min_tokens, workload.max_tokens)]
+
+
+def _read_group(row: dict[str, Any]) -> Group:
+    pairs = [Pair(*pair) for pair in row["pairs"]]
+    return Group(**{**row, "pairs": pairs})
 
 
 def _group(number: int, prompt: list[int], completions: list[list[int]], ranks: list[int]) -> Group:
@@ -164,8 +168,9 @@ def _write_prompts(path: Path, workload: PPOWorkload, shape: Shape) -> None:
     random = np.random.default_rng(DATA_SEED)
     size = (workload.num_prompts, workload.prompt_tokens)
     words = random.integers(shape.vocab_size - len(SPECIALS), size=size)
-    lines = [json.dumps({"prompt": " ".join(f"w{i}" for i in row)}) for row in words.tolist()]
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    prompts = [" ".join(f"w{i}" for i in row) for row in words.tolist()]
+    lines = [json.dumps({"prompt": prompt}) + "\n" for prompt in prompts]
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def _publish_sft(recipe: Recipe, shape: Shape, *, eos_hazard: float) -> None:

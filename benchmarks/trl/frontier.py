@@ -41,7 +41,8 @@ class _Points:
     """A curve's KL and gold, per point and held-out prompt."""
 
     def __init__(self, kls_PN: NDArray[np.float64], golds_PN: NDArray[np.float64]) -> None:
-        self.kls_PN, self.golds_PN = kls_PN, golds_PN
+        self.kls_PN = kls_PN
+        self.golds_PN = golds_PN
 
     @staticmethod
     def of(curve: Curve) -> "_Points":
@@ -53,9 +54,11 @@ class _Points:
 
     def mean_height(self, kl: float) -> float:
         """Mean gold over KL from the curve's start to `kl`: its points in order of KL, joined by lines."""
-        kls_P, golds_P = self.kls_PN.mean(1), self.golds_PN.mean(1)
+        kls_P = self.kls_PN.mean(1)
+        golds_P = self.golds_PN.mean(1)
         order = np.argsort(kls_P, kind="stable")
-        kls_P, golds_P = kls_P[order], golds_P[order]
+        kls_P = kls_P[order]
+        golds_P = golds_P[order]
         inside = kls_P < kl
         x = np.append(kls_P[inside], kl)
         y = np.append(golds_P[inside], np.interp(kl, kls_P, golds_P))
@@ -66,7 +69,8 @@ def _interval(curves: Sequence[_Points], seed: int) -> tuple[float, float] | Non
     num_prompts = int(curves[0].kls_PN.shape[1])
     if num_prompts < 2 or any(each.kls_PN.shape[1] != num_prompts for each in curves):
         return None
-    random, differences = np.random.default_rng(seed), []
+    random = np.random.default_rng(seed)
+    differences: list[float] = []
     for _ in range(_NUM_DRAWS):
         prompts_N = random.integers(num_prompts, size=num_prompts, dtype=np.int64)
         drawn = [each.draw(prompts_N) for each in curves]

@@ -19,7 +19,8 @@ class Parts:
     """Wall-clock seconds by part; time inside an inner part does not count for the outer one."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        self._now, self._since = now, now()
+        self._now = now
+        self._since = now()
         self._stack = [OTHER]
         self._seconds: dict[str, float] = defaultdict(float)
 
@@ -47,7 +48,8 @@ class Parts:
     def take(self) -> dict[str, float]:
         """Seconds by part since the last call."""
         self._charge()
-        seconds, self._seconds = dict(self._seconds), defaultdict(float)
+        seconds = dict(self._seconds)
+        self._seconds = defaultdict(float)
         return seconds
 
     def _charge(self) -> None:
@@ -61,7 +63,8 @@ class Laps:
 
     def __init__(self, device: str = "cpu", *, parts: Parts | None = None) -> None:
         self.laps: list[Lap] = []
-        self._now, self._parts = clock(device), parts
+        self._now = clock(device)
+        self._parts = parts
         self._steps = 0
         self._hook = register_optimizer_step_post_hook(self._count)
 
@@ -85,7 +88,8 @@ class Laps:
             )
         )
         self._steps = 0
-        self._wall, self._cpu = wall, cpu
+        self._wall = wall
+        self._cpu = cpu
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

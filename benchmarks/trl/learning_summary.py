@@ -53,60 +53,61 @@ def compare(ours: Curve, peer: Curve) -> dict[str, Any]:
 
 def learning_markdown(report: Mapping[str, Any]) -> str:
     """The learning race as Markdown."""
-    ends = [
-        [
-            end["racer"],
-            str(end["seed"]),
-            f"{end['gold_before']:.3f} → {end['gold']:.3f}",
-            f"{end['kl_nats']:.2f}",
-            f"{end['num_samples']:,}",
-            f"{end['cpu_seconds']:.0f}",
-            f"{end['wall_seconds']:.0f}",
-        ]
-        for end in report["ends"]
-    ]
-    reached = [
-        [
-            pair["ours"],
-            pair["peer"],
-            str(pair["seed"]),
-            f"{row['share']:.0%} (gold {row['gold']:.3f})",
-            *(
-                _against(row[f"ours_{unit}"], row[f"peer_{unit}"])
-                for unit in ("cpu_seconds", "wall_seconds", "samples")
-            ),
-        ]
-        for pair in report["pairs"]
-        for row in pair["reached"]
-    ]
-    equal = [
-        [
-            pair["ours"],
-            pair["peer"],
-            str(pair["seed"]),
-            f"0 to {each['kl_nats']:.2f}",
-            f"{each['ours_gold']:.3f}",
-            f"{each['peer_gold']:.3f}",
-            f"{each['difference']:+.3f}{_interval(each['interval'])}",
-        ]
-        for pair in report["pairs"]
-        for each in [pair["equal_kl"]]
-    ]
     parts = [
         f"## {report['title']}",
         report["conditions"],
         machine_line(report),
-        table(["racer", "seed", "gold", "KL, nats", "samples", "CPU s", "wall s"], ends),
+        table(_ENDS, [_end_row(end) for end in report["ends"]]),
     ]
-    if reached:
-        columns = ["ours", "peer", "seed", "of the peer's gain", "CPU s: ours / peer", "wall s", "samples"]
-        parts.append(table(columns, reached))
-        parts.append(table(_EQUAL_KL, equal))
+    pairs = report["pairs"]
+    if pairs:
+        reached = [_reached_row(pair, row) for pair in pairs for row in pair["reached"]]
+        parts.append(table(_REACHED, reached))
+        parts.append(table(_EQUAL_KL, [_equal_kl_row(pair) for pair in pairs]))
     differences = "\n".join(f"- {line}" for line in report["differences"])
     return "\n\n".join([*parts, f"What still differs:\n\n{differences}"]) + "\n"
 
 
+_ENDS = ["racer", "seed", "gold", "KL, nats", "samples", "CPU s", "wall s"]
+_REACHED = ["ours", "peer", "seed", "of the peer's gain", "CPU s: ours / peer", "wall s", "samples"]
 _EQUAL_KL = ["ours", "peer", "seed", "over KL, nats", "mean gold, ours", "mean gold, peer", "ours − peer"]
+
+
+def _end_row(end: Mapping[str, Any]) -> list[str]:
+    return [
+        end["racer"],
+        str(end["seed"]),
+        f"{end['gold_before']:.3f} → {end['gold']:.3f}",
+        f"{end['kl_nats']:.2f}",
+        f"{end['num_samples']:,}",
+        f"{end['cpu_seconds']:.0f}",
+        f"{end['wall_seconds']:.0f}",
+    ]
+
+
+def _reached_row(pair: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    return [
+        pair["ours"],
+        pair["peer"],
+        str(pair["seed"]),
+        f"{row['share']:.0%} (gold {row['gold']:.3f})",
+        _against(row["ours_cpu_seconds"], row["peer_cpu_seconds"]),
+        _against(row["ours_wall_seconds"], row["peer_wall_seconds"]),
+        _against(row["ours_samples"], row["peer_samples"]),
+    ]
+
+
+def _equal_kl_row(pair: Mapping[str, Any]) -> list[str]:
+    equal = pair["equal_kl"]
+    return [
+        pair["ours"],
+        pair["peer"],
+        str(pair["seed"]),
+        f"0 to {equal['kl_nats']:.2f}",
+        f"{equal['ours_gold']:.3f}",
+        f"{equal['peer_gold']:.3f}",
+        f"{equal['difference']:+.3f}{_interval(equal['interval'])}",
+    ]
 
 
 def _end(curve: Curve) -> dict[str, Any]:

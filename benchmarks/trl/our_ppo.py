@@ -56,7 +56,8 @@ def run(job: Job) -> Result:
     recipe = read_recipe(job)
     settings = cast(PPOSettings, recipe.section("ppo"))
     stage = PPO(recipe, settings)
-    parts, lengths = Parts(clock(job.device)), Lengths()
+    parts = Parts(clock(job.device))
+    lengths = Lengths()
     for owner, name, part in PARTS:
         parts.wrap(owner, name, part)
     lengths.listen()

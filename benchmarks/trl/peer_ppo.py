@@ -60,7 +60,8 @@ def run(job: Job) -> Result:
     policy = AutoModelForCausalLM.from_pretrained(run_folder / "sft" / "model", dtype=torch.float32)
     policy.generation_config.pad_token_id = tokenizer.pad_token_id
     prompts = json.loads(prompt_ids_path(run_folder, job.seed).read_text(encoding="utf-8"))
-    laps, lengths = Laps(job.device), Lengths(tokenizer.eos_token_id)
+    laps = Laps(job.device)
+    lengths = Lengths(tokenizer.eos_token_id)
     lengths.listen()
     snapshots = Snapshots(job, laps, settings)
     arguments = peer_arguments(settings, seed=job.seed, device=job.device, stops_at_eos=job.stops_at_eos)

@@ -63,7 +63,8 @@ def run_racer(racer: Racer, job: Job, folder: Path) -> Result:
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = file_name(job.racer)
-    job_file, result_file = folder / f"{name}.job.json", folder / f"{name}.result.json"
+    job_file = folder / f"{name}.job.json"
+    result_file = folder / f"{name}.result.json"
     log_file = folder / f"{name}.log"
     job_file.write_text(job.to_json(), encoding="utf-8")
     result_file.unlink(missing_ok=True)

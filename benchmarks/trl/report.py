@@ -37,7 +37,8 @@ def median_range(values: Mapping[str, float], digits: int = 2) -> str:
 
 
 def _racers(report: Report) -> str:
-    unit, per_lap = report["unit"], report["units_per_lap"]
+    unit = report["unit"]
+    per_lap = report["units_per_lap"]
     columns = [
         "racer",
         f"{unit}/s",
@@ -81,9 +82,11 @@ def _ratios(ratios: Sequence[Mapping[str, Any]]) -> str:
     if ratios[0]["wall_per_token"] is not None:
         columns += ["wall per response token", "CPU per response token"]
         keys += ["wall_per_token", "cpu_per_token"]
-    return table(
-        columns, [[each["ours"], each["peer"], *(median_range(each[key]) for key in keys)] for each in ratios]
-    )
+    rows = []
+    for each in ratios:
+        found = [median_range(each[key]) for key in keys]
+        rows.append([each["ours"], each["peer"], *found])
+    return table(columns, rows)
 
 
 def _lengths(report: Report) -> str:

@@ -49,7 +49,8 @@ def ratio_summary(rounds: Sequence[Round], ours: str, peer: str) -> dict[str, An
     """Peer ÷ ours of each round, so that above 1 means that ours is faster or smaller."""
 
     def ratios(number: Callable[[Result], float]) -> dict[str, Any]:
-        peers, own = ([number(each[name]) for each in rounds] for name in (peer, ours))
+        peers = [number(each[peer]) for each in rounds]
+        own = [number(each[ours]) for each in rounds]
         return asdict(paired_ratios(peers, own))
 
     def per_token(number: Callable[[Result], float]) -> dict[str, Any] | None:
