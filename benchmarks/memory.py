@@ -10,13 +10,13 @@ import resource
 import sys
 from pathlib import Path
 
-from rlhf.runs.manifest import Record
+from rlhf.runs.manifest import JsonFile
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
-class Memory(Record):
+class Memory(JsonFile):
     """Peak resident memory of a racer, and what importing its libraries had already cost."""
 
     imported_bytes: int

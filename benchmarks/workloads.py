@@ -6,13 +6,13 @@ Nothing here loads a library: a workload is a set of numbers.
 from collections.abc import Sequence
 from typing import Literal
 
-from rlhf.runs.manifest import Record
+from rlhf.runs.manifest import JsonFile
 
 Layers = Literal["all layers", "top half"]
 """Where all adapters sit: in every layer, or in the upper half of them."""
 
 
-class Shape(Record):
+class Shape(JsonFile):
     """A Llama model with random weights."""
 
     name: str
@@ -26,7 +26,7 @@ class Shape(Record):
     max_length: int = 256
 
 
-class PPOWorkload(Record):
+class PPOWorkload(JsonFile):
     """PPO on a random model whose responses have the wanted lengths."""
 
     name: str
@@ -45,7 +45,7 @@ class PPOWorkload(Record):
     """Small: the lengths of responses must not drift while time is taken, and no cost depends on it."""
 
 
-class RewardWorkload(Record):
+class RewardWorkload(JsonFile):
     """A reward model trained on complete rankings of `num_completions` completions a prompt."""
 
     name: str

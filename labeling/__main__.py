@@ -18,7 +18,8 @@ from rlhf.commands.process import run_command
 from rlhf.data.scorers import scorer_fingerprint
 from rlhf.data.sources import source_fingerprints
 from rlhf.errors import UserError
-from rlhf.runs.stage import StageRun, require, sha256_file
+from rlhf.runs.files import sha256_file
+from rlhf.runs.stage import StageRun, require
 from rlhf.settings.groups import ModelSettings, RunSettings, Settings
 from rlhf.settings.recipe import Recipe
 

@@ -28,8 +28,9 @@ from rlhf.model.weights import gathered_weights
 from rlhf.parallel.start import start_process
 from rlhf.parallel.world import world
 from rlhf.runs.manifest import require
+from rlhf.runs.progress import print_result, progress
 from rlhf.runs.stage import StageRun, Writer
-from rlhf.runs.tracking import Tracker, print_result, progress, track
+from rlhf.runs.tracker import Tracker, track
 from rlhf.settings.recipe import Recipe
 from rlhf.statistics.masked import masked_mean, masked_variance
 
@@ -200,7 +201,7 @@ def finish(ppo: PPO, keeper: Keeper, stage: StageRun, tracker: Tracker, before: 
         metrics |= world().run_on_rank0(lambda: _merge(ppo, after, outputs))
         results.append(("merged, from the policy", f"{metrics['merged_gap_nats_mean']:.1e} nats per token"))
     manifest = stage.publish(
-        outputs, metrics=metrics, accounts=ppo.data.counts.to_json(), wandb_url=tracker.url
+        outputs, metrics=metrics, counts=ppo.data.counts.to_json(), wandb_url=tracker.url
     )
     tracker.finish(
         {f"ppo/{name}": value for name, value in metrics.items()}

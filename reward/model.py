@@ -22,7 +22,7 @@ from rlhf.model.batching import TokenBatch
 from rlhf.model.weights import gathered_weights
 from rlhf.parallel.world import world
 from rlhf.runs.files import sha256_file
-from rlhf.runs.manifest import MODEL, Manifest, Record
+from rlhf.runs.manifest import MODEL, JsonFile, Manifest
 from rlhf.sampling.local import sample
 from rlhf.settings.groups import Precision, SamplingSettings
 
@@ -36,7 +36,7 @@ _WEIGHTS = (".safetensors", ".bin")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
-class RewardCard(Record):
+class RewardCard(JsonFile):
     """What `reward.json` says of a published reward model."""
 
     schema_version: Literal[1] = 1

@@ -21,8 +21,9 @@ from rlhf.model.chat import check_room, fit
 from rlhf.model.weights import gathered_weights
 from rlhf.parallel.start import start_process
 from rlhf.parallel.world import world
+from rlhf.runs.progress import print_result, progress
 from rlhf.runs.stage import StageRun, require
-from rlhf.runs.tracking import Tracker, print_result, progress, track
+from rlhf.runs.tracker import Tracker, track
 from rlhf.settings.recipe import Recipe
 from rlhf.training.nonfinite import NotFiniteError
 
@@ -56,9 +57,9 @@ def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
             eos_ids=list(backbone.eos_ids),
             max_tokens=context_tokens(backbone, settings),
         )
-        accounts = {"rankings": data.counts.to_json(), "pairs": data.pairs(), "normalization": counts}
+        record_counts = {"rankings": data.counts.to_json(), "pairs": data.pairs(), "normalization": counts}
         with gathered_weights(backbone):
-            finish(trainer, held_out, card, accounts, stage=stage, tracker=tracker)
+            finish(trainer, held_out, card, record_counts, stage=stage, tracker=tracker)
 
 
 def check_samples(backbone: Backbone, data: Rankings, settings: RewardSettings) -> None:
@@ -131,7 +132,7 @@ def finish(
     trainer: Trainer,
     held_out: HeldOut,
     card: RewardCard,
-    accounts: dict[str, Any],
+    record_counts: dict[str, Any],
     *,
     stage: StageRun,
     tracker: Tracker,
@@ -150,7 +151,7 @@ def finish(
     manifest = stage.publish(
         write_model=lambda folder: write_model(trainer.backbone, card, folder),
         metrics=metrics | {"num_steps": step, "skipped_steps": trainer.guard.skipped_steps},
-        accounts=accounts,
+        counts=record_counts,
         wandb_url=tracker.url,
     )
     tracker.finish({"artifact_sha256": manifest.artifact_sha256})

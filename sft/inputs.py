@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rlhf.data.sources import source_fingerprints
 from rlhf.errors import UserError
-from rlhf.runs.stage import tree_hash
+from rlhf.runs.files import tree_hash
 from rlhf.settings.recipe import Recipe
 from sft.config import SFTSettings
 

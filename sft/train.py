@@ -20,9 +20,10 @@ from rlhf.parallel.deepspeed.sharded import assemble, convert
 from rlhf.parallel.start import start_process
 from rlhf.runs import checkpoints
 from rlhf.runs.checkpoints import Checkpoint
+from rlhf.runs.progress import print_result, progress
 from rlhf.runs.rank_checkpoints import newest_checkpoint
 from rlhf.runs.stage import StageRun
-from rlhf.runs.tracking import Tracker, print_result, progress, track
+from rlhf.runs.tracker import Tracker, track
 from rlhf.settings.groups import LengthSettings
 from rlhf.settings.recipe import Recipe
 from rlhf.training.nonfinite import NotFiniteError
@@ -157,7 +158,7 @@ def finish(
     manifest = stage.publish(
         write_model=lambda folder: write(model, begin.tokenizer, folder),
         metrics=summary(before, after, samples),
-        accounts=prepared.counts.to_json(),
+        counts=prepared.counts.to_json(),
         wandb_url=tracker.url,
     )
     shutil.rmtree(

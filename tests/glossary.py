@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from rlhf.runs.tracking import METRIC_KEY, read_metrics
+from rlhf.runs.metrics import METRIC_KEY, read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 GLOSSARY = ROOT / "docs" / "metrics.md"

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rlhf.errors import EXIT_PREEMPTED
 from rlhf.runs import checkpoints
-from rlhf.runs.tracking import read_metrics
+from rlhf.runs.metrics import read_metrics
 from tests.preempt_child import WATCHED
 from tests.soak import Event, Process
 

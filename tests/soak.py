@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rlhf.runs.metrics import read_metrics
 from rlhf.runs.stage import require
-from rlhf.runs.tracking import read_metrics
 from tests.wandb_offline import merge_steps, read_offline_run
 
 PHASES = ("saving", "sampling", "training")

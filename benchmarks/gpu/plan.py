@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from benchmarks.workloads import Layers, PPOWorkload, Shape
-from rlhf.runs.manifest import Record
+from rlhf.runs.manifest import JsonFile
 from rlhf.settings.groups import Precision
 
 PARTS = ("correctness", "decode", "race", "memory-7b", "largest", "iteration")
@@ -38,7 +38,7 @@ class LlamaShape(Shape):
         return 2 * self.num_layers * self.kv_width * bytes_per_number
 
 
-class Case(Record):
+class Case(JsonFile):
     """One measurement, in a process of its own."""
 
     part: str
@@ -65,7 +65,7 @@ class Case(Record):
     """Cases of one ladder ascend: after the first that does not end well the others are left out."""
 
 
-class Answer(Record):
+class Answer(JsonFile):
     """What a case's process leaves."""
 
     status: Status

@@ -178,7 +178,7 @@ def _publish_sft(recipe: Recipe, shape: Shape, *, eos_hazard: float) -> None:
         stage.publish(
             write_model=lambda folder: write_base_model(folder, shape, eos_hazard=eos_hazard),
             metrics={},
-            accounts={},
+            counts={},
         )
 
 
@@ -203,7 +203,7 @@ def _publish_reward(recipe: Recipe, lora: LoraSettings, workload: PPOWorkload) -
         max_tokens=backbone.max_length,
     )
     with _open(recipe, "reward") as stage:
-        stage.publish(write_model=lambda folder: write_model(backbone, card, folder), metrics={}, accounts={})
+        stage.publish(write_model=lambda folder: write_model(backbone, card, folder), metrics={}, counts={})
 
 
 def _open(recipe: Recipe, stage: str) -> StageRun:

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from benchmarks.memory import Memory
 from benchmarks.workloads import Layers
-from rlhf.runs.manifest import Record
+from rlhf.runs.manifest import JsonFile
 
 
-class Job(Record):
+class Job(JsonFile):
     """One start of one racer."""
 
     racer: str
@@ -32,7 +32,7 @@ class Job(Record):
     """Laps between two snapshots of the policy; 0 takes none."""
 
 
-class Lap(Record):
+class Lap(JsonFile):
     """One iteration of PPO, or one optimizer step of reward training."""
 
     wall_seconds: float
@@ -43,7 +43,7 @@ class Lap(Record):
     """Wall-clock seconds by part of the iteration, where they were measured."""
 
 
-class Snapshot(Record):
+class Snapshot(JsonFile):
     """The policy's adapter after an iteration, and what it had cost by then."""
 
     iteration: int
@@ -53,7 +53,7 @@ class Snapshot(Record):
     folder: str
 
 
-class Result(Record):
+class Result(JsonFile):
     """What a racer measured of itself."""
 
     racer: str
@@ -88,7 +88,7 @@ class Result(Record):
         return sum(lap.cpu_seconds for lap in self.counted) / len(self.counted)
 
 
-class CurvePoint(Record):
+class CurvePoint(JsonFile):
     """A policy of the learning race, judged."""
 
     iteration: int
@@ -107,7 +107,7 @@ class CurvePoint(Record):
     """Summed k1 of the same responses: their mean is `kl_nats`."""
 
 
-class Curve(Record):
+class Curve(JsonFile):
     """How one racer learned under one seed."""
 
     racer: str

@@ -19,7 +19,7 @@ from ppo.config import PPOSettings
 from ppo.models import POLICY, VALUE
 from ppo.rollout import Sampled
 from ppo.train import PPO
-from rlhf.runs.tracking import Tracker
+from rlhf.runs.tracker import Tracker
 
 PARTS = (
     (ppo.rollout, "sample", "sampling"),

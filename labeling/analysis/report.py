@@ -17,7 +17,7 @@ from labeling.analysis.status import LabelerStatus, Status
 from labeling.sanitize import sanitize, sanitize_line
 from labeling.store.project import Project
 from rlhf.model.chat import prompt_text
-from rlhf.runs.tracking import print_result
+from rlhf.runs.progress import print_result
 from rlhf.statistics.evaluation import Estimate
 
 _PLAIN_WIDTH = 110

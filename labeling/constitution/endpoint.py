@@ -23,7 +23,7 @@ from labeling.constitution.feedback import seed_of
 from labeling.retry import Pauses
 from labeling.sanitize import sanitize_line
 from rlhf.errors import UserError
-from rlhf.runs.tracking import progress
+from rlhf.runs.progress import progress
 
 MAX_PAUSE_SECONDS = 60.0
 _AGAIN = frozenset({408, 409, 425, 429})

@@ -11,7 +11,7 @@ from labeling.constitution.config import (
 from rlhf.data.scorers import scorer_fingerprint
 from rlhf.data.sources import source_fingerprints
 from rlhf.errors import UserError
-from rlhf.runs.stage import sha256_file, tree_hash
+from rlhf.runs.files import sha256_file, tree_hash
 from rlhf.settings.recipe import Recipe
 
 _SAMPLES = "{run}/samples/samples.jsonl"

@@ -31,8 +31,8 @@ from rlhf.data.sources import read_demonstrations, read_rankings
 from rlhf.errors import UserError
 from rlhf.parallel.start import start_process
 from rlhf.runs.manifest import json_value
+from rlhf.runs.progress import print_result
 from rlhf.runs.stage import StageRun, Writer
-from rlhf.runs.tracking import print_result
 from rlhf.settings.recipe import Recipe
 
 DEMONSTRATIONS, RANKINGS, MIXED = "demonstrations.jsonl", "rankings.jsonl", "mixed.jsonl"
@@ -232,7 +232,7 @@ class StageWork:
     def _publish(self, writers: Mapping[str, Writer], found: Metrics, counts: RecordCounts) -> None:
         values = json_value({"annotator": self.constitution.annotator, "model": self.feedback.name} | found)
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-        self.stage.publish({**writers, REPORT_JSON: _text(text)}, metrics=values, accounts=counts.to_json())
+        self.stage.publish({**writers, REPORT_JSON: _text(text)}, metrics=values, counts=counts.to_json())
 
     def _print(self, rows: list[tuple[str, str]], records: str, stage: str, read: str) -> None:
         """Say what came out, and the command of `stage`, whose setting `read` names what it reads."""

@@ -11,8 +11,8 @@ from labeling.store.items import Item, read_items
 from rlhf.data.records import Ranking, prompt_key, write_jsonl
 from rlhf.data.scorers import load_scorer
 from rlhf.model.chat import prompt_text
+from rlhf.runs.progress import print_result
 from rlhf.runs.stage import StageRun
-from rlhf.runs.tracking import print_result
 from rlhf.settings.recipe import Recipe
 from rlhf.statistics.evaluation import Estimate, pair_accuracy
 
@@ -140,7 +140,7 @@ def make_rankings(recipe: Recipe, settings: RankingsSettings, stage: StageRun, *
     }
     if labels.accuracy is not None:
         metrics["pair_accuracy"] = labels.accuracy.value
-    stage.publish({RANKINGS: lambda path: write_jsonl(path, labels.rankings)}, metrics=metrics, accounts={})
+    stage.publish({RANKINGS: lambda path: write_jsonl(path, labels.rankings)}, metrics=metrics, counts={})
     rows = [
         ("items ranked", f"{len(items):,}"),
         (

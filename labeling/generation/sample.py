@@ -22,8 +22,8 @@ from rlhf.errors import UserError
 from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.model.chat import check_room, encode_completion, encode_prompt, fit, length_fix, prompt_text
 from rlhf.parallel.start import start_process
+from rlhf.runs.progress import Progress, print_result, progress
 from rlhf.runs.stage import StageRun, require
-from rlhf.runs.tracking import Progress, print_result, progress
 from rlhf.sampling.local import sample
 from rlhf.sampling.rollouts import responses_text
 from rlhf.settings.groups import ModelSettings, RunSettings
@@ -90,7 +90,7 @@ def make_demonstrations(recipe: Recipe, settings: DemonstrationsSettings, stage:
     stage.publish(
         {DEMONSTRATIONS: lambda path: write_jsonl(path, records)},
         metrics=metrics,
-        accounts={"prompts": counts.to_json()},
+        counts={"prompts": counts.to_json()},
     )
     rows = [
         ("demonstrations", f"{len(records):,}"),
@@ -128,7 +128,7 @@ def make_samples(recipe: Recipe, settings: SamplesSettings, stage: StageRun) -> 
     stage.publish(
         {SAMPLES: lambda path: write_items(path, items)},
         metrics=metrics,
-        accounts={"prompts": counts.to_json()},
+        counts={"prompts": counts.to_json()},
     )
     rows = [
         ("prompts, completions of each", f"{len(items):,}, {num_texts}"),

@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 from rlhf.errors import UserError
 from rlhf.runs.files import sha256_file
-from rlhf.runs.manifest import MANIFEST, Record
+from rlhf.runs.manifest import MANIFEST, JsonFile
 
 
-class ExportManifest(Record):
+class ExportManifest(JsonFile):
     """What was exported, and from what. It has no time in it: the same labels give the same manifest."""
 
     schema_version: Literal[1] = 1

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 from rlhf.errors import UserError
 
 MANIFEST = "manifest.json"
-RECORD = "stage.json"
+STAGE_FILE = "stage.json"
+"""What a stage writes first: see rlhf.runs.stage_file."""
 MODEL = "model"
 
 _PACKAGES = (
@@ -27,7 +28,7 @@ _PACKAGES = (
 )
 
 
-class Record(BaseModel):
+class JsonFile(BaseModel):
     """A JSON file of ours, read strictly: damage is found here, and not by whoever uses a value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -56,7 +57,7 @@ class Record(BaseModel):
         return self.model_dump_json(indent=2) + "\n"
 
 
-class Manifest(Record):
+class Manifest(JsonFile):
     """What a finished stage was made from and what it published."""
 
     schema_version: Literal[1] = 1
@@ -77,6 +78,7 @@ class Manifest(Record):
     """One hash of all outputs: what a later stage names as its input."""
     metrics: dict[str, Any]
     accounts: dict[str, Any]
+    """What became of every record (`RecordCounts.to_json`)."""
     wandb: str | None
     """Address of the W&B run, if it was online."""
 
@@ -84,17 +86,20 @@ class Manifest(Record):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        manifest = super().read(path)
-        manifest._folder = path.parent
-        return manifest
+        return super().read(path).stored_in(path.parent)
+
+    def stored_in(self, folder: Path) -> Self:
+        """The same manifest, which knows the stage's folder that it is stored in."""
+        self._folder = folder
+        return self
 
     @property
     def folder(self) -> Path:
-        """The stage's folder, wherever the run lies now."""
+        """The stage's folder, wherever the run is stored now."""
         return self._folder
 
     def path(self, name: str = MODEL) -> Path:
-        """Where the output `name` lies."""
+        """Where the output `name` is stored."""
         return self._folder / name
 
     def check_outputs(self) -> None:
@@ -123,14 +128,16 @@ def require(run_folder: Path, stage: str) -> Manifest:
     """
     path = run_folder / stage / MANIFEST
     try:
-        begun, finished = (path.parent / RECORD).exists(), path.exists()
+        begun = (path.parent / STAGE_FILE).exists()
+        finished = path.exists()
     except OSError as error:
         raise UserError(
-            f"cannot read the run ({error.strerror})", where=str(run_folder), fix="Mend its permissions."
+            f"cannot read the run ({error.strerror})", where=str(run_folder), fix="Correct its permissions."
         ) from None
     if not finished:
+        how_far = "has begun but not finished" if begun else "has not run yet"
         raise UserError(
-            f"the stage `{stage}` {'has begun but not finished' if begun else 'has not run yet'}",
+            f"the stage `{stage}` {how_far}",
             where=str(run_folder),
             fix=f"Run `make {stage}` for the run `{run_folder.name}` first.",
         )
@@ -155,7 +162,7 @@ def json_value(value: Any) -> Any:
 def git_state(file: Path = Path(__file__)) -> tuple[str | None, bool | None]:
     """The revision that `file` belongs to, by default this code's, and whether tracked files differ from it.
 
-    (None, None) without git, and in a repository that the file merely lies in.
+    (None, None) without git, and in a repository that does not track the file.
     """
     file = file.resolve()
     try:

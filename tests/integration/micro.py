@@ -14,8 +14,8 @@ import ppo.__main__
 import reward.__main__
 import sft.__main__
 from rlhf.commands.process import run_command
+from rlhf.runs.metrics import read_metrics
 from rlhf.runs.stage import require
-from rlhf.runs.tracking import read_metrics
 
 CONFIG = "tests/integration/micro.yaml"
 MAIN = {"sft": sft.__main__.main, "reward": reward.__main__.main, "ppo": ppo.__main__.main}

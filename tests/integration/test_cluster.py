@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rlhf.runs.metrics import read_metrics
 from rlhf.runs.stage import require
-from rlhf.runs.tracking import read_metrics
 from tests.integration.micro import MODEL, STAGES, copy_stages, make_run, start
 
 pytestmark = pytest.mark.slow

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from rlhf.runs import checkpoints
+from rlhf.runs.metrics import read_metrics
 from rlhf.runs.stage import require
-from rlhf.runs.tracking import read_metrics
 from tests.integration.micro import assert_same_results, copy_stages, make_run
 
 pytestmark = pytest.mark.slow

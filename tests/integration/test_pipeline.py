@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 import ppo.chat
 from rlhf.commands.process import run_command
 from rlhf.model.backbone import REFERENCE, Backbone
-from rlhf.runs.stage import require, sha256_file
-from rlhf.runs.tracking import read_metrics
+from rlhf.runs.files import sha256_file
+from rlhf.runs.metrics import read_metrics
+from rlhf.runs.stage import require
 from rlhf.settings.recipe import load_recipe
 from tests.glossary import assert_documented
 from tests.integration.micro import CONFIG, STAGES, start

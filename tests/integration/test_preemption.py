@@ -19,8 +19,8 @@ import reward.trainer
 from ppo.evaluate import Evaluator
 from ppo.update import Updater
 from rlhf.runs import checkpoints
+from rlhf.runs.metrics import read_metrics
 from rlhf.runs.stage import require
-from rlhf.runs.tracking import read_metrics
 from sft.trainer import Trainer
 from tests.integration.micro import MODEL, assert_same_results, copy_stages, start
 from tests.wandb_offline import merge_steps, read_offline_run

@@ -21,8 +21,8 @@ from rlhf.commands.process import run_command
 from rlhf.errors import UserError
 from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.model.chat import encode_completion, encode_prompt
+from rlhf.runs.metrics import read_metrics
 from rlhf.runs.stage import require
-from rlhf.runs.tracking import read_metrics
 from rlhf.sampling.local import sample
 from rlhf.settings.recipe import load_recipe
 from sft.__main__ import main as sft_main

@@ -17,8 +17,8 @@ from rlhf.commands.process import run_command
 from rlhf.data.records import Demonstration, Message, Turns, write_jsonl
 from rlhf.model.chat import encode_prompt
 from rlhf.runs import checkpoints
+from rlhf.runs.metrics import read_metrics
 from rlhf.runs.stage import require
-from rlhf.runs.tracking import read_metrics
 from sft.__main__ import main
 from tests.small import write_small_model
 
@@ -155,7 +155,7 @@ def test_killed_and_resumed_it_publishes_the_same_model_and_metrics_to_the_bit(
         assert sft(recipe, "run.name=killed") == 130
     assert not (tmp_path / "runs" / "killed" / "sft" / "model").exists()
     assert sft(recipe, "run.name=killed") == 0
-    assert "going on with an unfinished stage" in capsys.readouterr().out
+    assert "resuming an unfinished stage" in capsys.readouterr().out
     runs = [tmp_path / "runs" / name / "sft" for name in ("whole", "killed")]
     tensors = [load_file(run / "model" / "model.safetensors") for run in runs]
     assert all(bool((tensor == tensors[1][name]).all()) for name, tensor in tensors[0].items())

@@ -118,12 +118,12 @@ def test_few_modules_know_of_processes() -> None:
     )
 
 
-def test_only_tracking_knows_of_wandb() -> None:
+def test_one_module_knows_of_wandb() -> None:
     assert (
         listed(
             each
             for each in imports()
-            if is_within(each.target, ("wandb",)) and each.importer != "rlhf.runs.tracking"
+            if is_within(each.target, ("wandb",)) and each.importer != "rlhf.runs.wandb_run"
         )
         == []
     )
@@ -175,7 +175,7 @@ def test_help_answers_without_loading_anything_heavy(command: str) -> None:
 
 
 def test_the_modules_that_the_rules_name_exist() -> None:
-    named = {*MATHEMATICS, *LIGHT, *KNOW_DISTRIBUTED, "rlhf.runs.tracking", "reward.model"}
+    named = {*MATHEMATICS, *LIGHT, *KNOW_DISTRIBUTED, "rlhf.runs.wandb_run", "reward.model"}
     assert named <= set(MODULES)
 
 

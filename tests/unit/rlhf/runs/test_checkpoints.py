@@ -362,7 +362,7 @@ def test_a_process_killed_at_any_moment_leaves_a_whole_checkpoint(tmp_path: Path
     code = """
 import os, signal, time
 from pathlib import Path
-from tests.unit.rlhf.test_checkpoints import found_step
+from tests.unit.rlhf.runs.test_checkpoints import found_step
 folder, reached = Path(sys.argv[1]), 0
 for kill in range(20):
     reading, writing = os.pipe()

@@ -12,8 +12,9 @@ from types import ModuleType
 import pytest
 
 from rlhf.errors import UserError
-from rlhf.runs.manifest import git_state
-from rlhf.runs.stage import Manifest, StageRun, require, sha256_file, tree_hash
+from rlhf.runs.files import sha256_file, tree_hash
+from rlhf.runs.manifest import Manifest, git_state
+from rlhf.runs.stage import StageRun, require
 from rlhf.settings.groups import LoraSettings, ModelSettings, RunSettings, Settings, TrackingSettings, setting
 from rlhf.settings.recipe import Recipe, load_recipe
 
@@ -69,7 +70,7 @@ def write_weights(content: bytes = b"weights") -> Callable[[Path], None]:
 
 def finish(recipe: Recipe, inputs: Mapping[str, str] | None = None) -> Manifest:
     with opened(recipe, inputs) as run:
-        return run.publish(write_model=write_weights(), metrics={"ppo/reward_mean": 0.5}, accounts={})
+        return run.publish(write_model=write_weights(), metrics={"ppo/reward_mean": 0.5}, counts={})
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -78,7 +79,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     """A process of its own that runs `code` with this module's names."""
-    preamble = "import sys; from tests.unit.rlhf.test_artifacts import *\n"
+    preamble = "import sys; from tests.unit.rlhf.runs.test_stage import *\n"
     return subprocess.Popen(
         [sys.executable, "-c", preamble + code, *map(str, arguments)],
         cwd=ROOT,
@@ -127,7 +128,7 @@ def test_outputs_appear_together_before_the_manifest_and_match_their_hashes(tmp_
         path.write_text('{"ranks": [1, 2]}\n')
 
     with opened(make_recipe(tmp_path)) as run:
-        manifest = run.publish({"model": write, "rankings.jsonl": write_rankings}, metrics={}, accounts={})
+        manifest = run.publish({"model": write, "rankings.jsonl": write_rankings}, metrics={}, counts={})
     assert seen == [[".lock", "config.yaml", "publish.partial", "stage.json"]]
     expected = {
         "ppo/model/weights.safetensors": hashlib.sha256(b"weights").hexdigest(),
@@ -149,7 +150,7 @@ def test_a_manifest_tells_where_a_model_comes_from(tmp_path: Path) -> None:
         run.publish(
             write_model=write_weights(),
             metrics={"ppo/loss": float("nan"), "ppo/kl": 1.5},
-            accounts={"a.jsonl": {"read": 3}},
+            counts={"a.jsonl": {"read": 3}},
             wandb_url="https://wandb.example/run",
             device="cuda (H100)",
         )
@@ -176,9 +177,9 @@ def test_a_writer_that_fails_leaves_nothing_and_the_older_output_as_it_was(tmp_p
             raise RuntimeError("no")
 
         with pytest.raises(RuntimeError, match="no"):
-            run.publish(write_model=fail, metrics={}, accounts={})
+            run.publish(write_model=fail, metrics={}, counts={})
         assert snapshot(run.folder) == before
-        run.publish(write_model=write_weights(), metrics={}, accounts={})
+        run.publish(write_model=write_weights(), metrics={}, counts={})
         assert set(snapshot(run.folder / "model")) == {"weights.safetensors", "extra/config.json"}
 
 
@@ -188,7 +189,7 @@ import os, signal
 def write(folder):
     (folder / "half").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
-opened(make_recipe(Path(sys.argv[1]))).publish(write_model=write, metrics={}, accounts={})
+opened(make_recipe(Path(sys.argv[1]))).publish(write_model=write, metrics={}, counts={})
 """
     process = python(code, tmp_path)
     process.communicate(timeout=120)
@@ -209,7 +210,7 @@ import resource
 run = opened(make_recipe(Path(sys.argv[1])))
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    run.publish(write_model=write_weights(bytes(200_000)), metrics={}, accounts={})
+    run.publish(write_model=write_weights(bytes(200_000)), metrics={}, counts={})
 except UserError as error:
     print(error)
     sys.exit(2)
@@ -247,7 +248,7 @@ from rlhf.settings.recipe import Recipe
 run = RunSettings(folder=Path(sys.argv[1]))
 recipe = Recipe(run, TrackingSettings(), ModelSettings(path="m"), {}, Path())
 with StageRun.open(recipe, "samples", {}, sections=("run",)) as stage:
-    stage.publish({"a.jsonl": lambda path: path.touch()}, metrics={}, accounts={})
+    stage.publish({"a.jsonl": lambda path: path.touch()}, metrics={}, counts={})
 assert StageRun.open(recipe, "samples", {}, sections=("run",)) is None
 print(sorted({"torch", "transformers", "datasets", "wandb"} & sys.modules.keys()))
 """
@@ -347,7 +348,7 @@ def test_clean_begins_again(tmp_path: Path) -> None:
 
 
 def refuse_an_input(recipe: Recipe) -> None:
-    """Begin anew with `--clean`, and end as a stage does that finds a mistake in what it reads."""
+    """Begin again with `--clean`, and end as a stage does that finds a mistake in what it reads."""
     with opened(recipe, clean=True):
         raise UserError("line 7 is no ranking")
 
@@ -437,7 +438,7 @@ def test_the_lock_ends_with_the_block_also_after_an_error(tmp_path: Path) -> Non
     opened(make_recipe(tmp_path)).close()
 
 
-def test_what_a_stage_reads_cannot_be_made_anew_meanwhile(tmp_path: Path) -> None:
+def test_what_a_stage_reads_cannot_be_made_again_meanwhile(tmp_path: Path) -> None:
     finish(make_recipe(tmp_path))
     recipe = make_recipe(tmp_path)
     reader, other = (StageRun.open(recipe, name, {}, reads=["ppo"], sections=()) for name in ("a", "b"))

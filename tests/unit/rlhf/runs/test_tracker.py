@@ -1,10 +1,8 @@
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +12,9 @@ import pytest
 
 from rlhf.errors import EXIT_PREEMPTED, UserError
 from rlhf.preemption import Preempted
-from rlhf.runs import progress as terminal
-from rlhf.runs import tracking
-from rlhf.runs.tracking import Tracker, print_result, progress, read_metrics
+from rlhf.runs import wandb_run
+from rlhf.runs.metrics import read_metrics
+from rlhf.runs.tracker import Tracker
 from rlhf.settings.groups import ModelSettings, RunSettings, TrackingSettings
 from rlhf.settings.recipe import Recipe
 from tests.wandb_offline import OfflineRun, merge_steps, read_offline_run
@@ -53,7 +51,12 @@ def tables(folder: Path) -> dict[str, list[dict[str, Any]]]:
 def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     """A process of its own that runs `code` with this module's names."""
     return subprocess.Popen(
-        [sys.executable, "-c", f"from tests.unit.rlhf.test_tracking import *\n{code}", *map(str, arguments)],
+        [
+            sys.executable,
+            "-c",
+            f"from tests.unit.rlhf.runs.test_tracker import *\n{code}",
+            *map(str, arguments),
+        ],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -132,7 +135,7 @@ def test_resuming_cuts_what_came_after_the_checkpoint(tmp_path: Path) -> None:
     assert [row["ppo/a"] for row in metrics(tmp_path)] == [0.0, 1.0, 2.0, 3.0]
 
 
-def test_resuming_without_a_checkpoint_begins_anew(tmp_path: Path) -> None:
+def test_resuming_without_a_checkpoint_begins_again(tmp_path: Path) -> None:
     with tracker(tmp_path) as log:
         log.log({"ppo/a": 1.0}, 7)
         log.table("ppo/rollouts", ["text"], [["a"]], 7)
@@ -290,7 +293,7 @@ import os, sys
 from pathlib import Path
 from rlhf.settings.groups import ModelSettings, RunSettings, TrackingSettings
 from rlhf.settings.recipe import Recipe
-from rlhf.runs.tracking import Tracker
+from rlhf.runs.tracker import Tracker
 folder = Path(sys.argv[1])
 recipe = Recipe(RunSettings(), TrackingSettings(wandb=sys.argv[2]), ModelSettings(path="m"), {}, Path())
 with Tracker(recipe, "ppo", folder, resume_step=None) as log:
@@ -312,7 +315,7 @@ def _logged_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _forget_wandb() -> None:
-    """W&B keeps settings for the life of a process: a test that changes the environment begins anew."""
+    """W&B keeps settings for the life of a process: a test that changes the environment begins again."""
     import wandb
 
     wandb.teardown()
@@ -338,13 +341,13 @@ def test_a_server_out_of_reach_makes_the_run_offline(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(tracking, "_INIT_SECONDS", 2.0)
+    monkeypatch.setattr(wandb_run, "_INIT_SECONDS", 2.0)
     with tracker(tmp_path, "auto") as log:
         log.log({"ppo/a": 1.0}, 0)
         log.finish({"artifact_sha256": "00"})
     printed, errors = capfd.readouterr()
     assert "warning: W&B failed" in errors
-    assert "going on offline" in errors
+    assert "continuing offline" in errors
     assert "Traceback" not in errors
     assert "wandb sync" in printed
     assert offline_run(tmp_path).history == [{"step": 0, "ppo/a": 1.0}]
@@ -369,101 +372,3 @@ with tracker(Path(sys.argv[1]), "offline") as log:
     assert process.returncode == 0, errors
     assert errors.count("warning: W&B failed") == 1
     assert [row["step"] for row in metrics(tmp_path)] == [0, 1, 2, 3]
-
-
-# What a person sees
-
-
-def test_short_work_is_silent_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    assert list(progress([1, 2, 3], "reading")) == [1, 2, 3]
-    assert capsys.readouterr().err == ""
-
-
-def test_long_work_says_how_far_it_is_now_and_then(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    for _ in progress(range(100), desc="ppo"):
-        now[0] += 1.0
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "ppo: 10/100, 10 s so far, 1 min 30 s left"
-    assert len(lines) == 100 // terminal.PLAIN_SECONDS + 1
-    assert lines[-1] == "ppo: 100/100, 1 min 40 s in all"
-
-
-def test_work_that_was_long_in_beginning_does_not_say_when_it_ends(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with progress(64, "sft") as counter:
-        now[0] += 60
-        counter.update(0)
-    assert capsys.readouterr().err == "sft: 0/64, 1 min 00 s so far\n"
-
-
-def test_progress_counts_by_hand_and_ends_with_the_work(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    with progress(64, "scoring") as counter:
-        counter.note(loss=0.1)
-        now[0] += 3600
-        counter.update(32)
-    assert capsys.readouterr().err.splitlines() == [
-        "scoring: 32/64, 1 h 00 min so far, 1 h 00 min left",
-        "scoring: 32/64, 1 h 00 min in all",
-    ]
-    with progress(iter("ab"), "reading") as bar:
-        now[0] += 11
-        bar.update()
-    assert capsys.readouterr().err.splitlines()[0] == "reading: 1, 11 s so far"
-
-
-def test_a_terminal_gets_a_bar() -> None:
-    pty = pytest.importorskip("pty")
-    main, other = pty.openpty()
-    code = """
-import time
-from rlhf.runs.tracking import progress
-for _ in progress(range(3), "ppo"): time.sleep(0.6)
-"""
-    with os.fdopen(other, "w") as stderr:
-        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, stderr=stderr)
-    shown = ""
-    with contextlib.suppress(OSError):  # what a closed terminal answers
-        while chunk := os.read(main, 10_000):
-            shown += chunk.decode()
-    os.close(main)
-    assert "3/3" in shown
-    assert "\r" in shown
-
-
-def test_a_result_fits_its_width_and_the_command_is_never_broken(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
-    command = "make ppo CONFIG=" + "configs/" * 20 + "recipe.yaml"
-    rows = [("reward", "0.10 → 0.90"), ("model [bold]", "runs/" + "x" * 100 + "/ppo/model")]
-    print_result("ppo", rows, next_command=command)
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == f"next: {command}"
-    assert max(len(line) for line in lines[:-1]) <= 80
-    text = "\n".join(lines)
-    assert "0.10 → 0.90" in text
-    assert "model [bold]" in text
-    assert "\x1b" not in text
-
-
-def test_a_result_can_be_printed_in_ascii() -> None:
-    code = (
-        "from rlhf.runs.tracking import print_result; print_result('ppo', [('reward', '0.1')], 'make chat')"
-    )
-    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, env=environment
-    )
-    assert b"make chat" in done.stdout

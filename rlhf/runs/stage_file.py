@@ -1,0 +1,58 @@
+"""`stage.json`: the settings and inputs that a stage's results depend on, written before it begins."""
+
+import json
+from typing import Any, Literal
+
+from rlhf.runs.manifest import JsonFile
+
+_UNSET = "unset"
+_MAX_SHOWN = 60
+
+
+class StageFile(JsonFile):
+    """What a stage's results depend on, with the values, so that an error can say which one differs."""
+
+    schema_version: Literal[1] = 1
+    stage: str
+    config_hash: str
+    settings: dict[str, Any]
+    inputs: dict[str, str]
+
+    def differences(self, now: "StageFile") -> list[str]:
+        """What is not the same now, in words. A setting that did not exist yet counts as unset."""
+        was = _flat(self.settings)
+        new = _flat(now.settings)
+        found = []
+        for key in sorted({*was, *new}):
+            before = was.get(key, _UNSET)
+            after = new.get(key, _UNSET)
+            if before != after:
+                found.append(f"{key} was {_shortened(before)}, is {_shortened(after)}")
+        for name in sorted({*self.inputs, *now.inputs}):
+            if name not in now.inputs:
+                found.append(f"input {name} is not used any more")
+            elif name not in self.inputs:
+                found.append(f"input {name} is new")
+            elif self.inputs[name] != now.inputs[name]:
+                found.append(f"input {name} has changed")
+        return found
+
+
+def _flat(values: Any, key: str = "") -> dict[str, str]:
+    """Nested settings as `a.b.0.c` → value as JSON; an empty group or list is a value."""
+    items: Any = ()
+    if isinstance(values, dict):
+        items = values.items()
+    elif isinstance(values, list):
+        items = enumerate(values)
+    if not items or not values:
+        return {key: _UNSET if values is None else json.dumps(values, ensure_ascii=False)}
+    found: dict[str, str] = {}
+    for name, value in items:
+        inner = f"{key}.{name}" if key else str(name)
+        found.update(_flat(value, inner))
+    return found
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
