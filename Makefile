@@ -15,7 +15,7 @@
 ##   OFFLOAD=1  with ZERO=2 or 3: optimizer state (under 3 also weights) in the CPU's memory
 ##   NODES    machines, each with its own `make` [1]
 ##   NODE_RANK  which of them this is, from 0 [SLURM's]
-##   MASTER   where they meet: host:port of number 0
+##   MASTER   the address where they find each other: host:port of number 0
 ##   MEMORY   GiB of each of those devices [what this machine's device has]
 ##   TOKENS   the longest sequence that `make plan` takes for granted, where the recipe sets no length.max_tokens
 ##   CLEAN=1  throw away what the stage has already made, and start it again
@@ -66,7 +66,7 @@ install: $(VENV)/.triptych-installed
 endif
 
 # Without a shell in between, SIGTERM to make reaches the stage, and make waits until it has saved.
-stage = exec $(python)
+stage = @exec $(python)
 
 # Whatever is in a value, `quoted` is one word for the shell, and `yaml` a text in YAML (RUN=7 is a name).
 quoted = '$(subst ','\'',$(1))'
@@ -186,7 +186,7 @@ types: install ## mypy, strict
 test: install ## run the tests
 	$(python) -m pytest -n $(call quoted,$(JOBS)) --maxprocesses 4 --dist loadfile $(TESTS)
 
-format: install ## mend formatting, and what ruff can mend by itself
+format: install ## fix formatting, and what ruff can fix by itself
 	$(python) -m ruff check --fix .
 	$(python) -m ruff format .
 

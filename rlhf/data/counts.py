@@ -1,6 +1,8 @@
 """What became of every record: how many were read, used, dropped and truncated, and why."""
 
+import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
@@ -9,6 +11,14 @@ from rich.text import Text
 
 READ = "read"
 TRUNCATED = "truncated"
+
+_FRAME_WIDTH = 13
+"""Lines and blanks around the four columns of the table."""
+_HEADING_WIDTH = len("dropped, truncated")
+_REMARKS_WIDTH = 24
+"""What remarks get, if they need it, before sources get the rest of the terminal's width."""
+_LEAST_WIDTH = 12
+"""What remarks get at least, so that a name in a path need not be broken."""
 
 
 class RecordCounts:
@@ -32,7 +42,7 @@ class RecordCounts:
             self._counts.setdefault(source, Counter())[reason] += n
 
     def merge(self, other: "RecordCounts") -> None:
-        """Add the counts of `other` to this account."""
+        """Add the counts of `other` to these."""
         for source, counts in other._counts.items():
             self._counts.setdefault(source, Counter()).update(counts)
 
@@ -74,19 +84,21 @@ class RecordCounts:
         }
 
     def print(self, title: str) -> None:
-        """Print the account as a small table."""
-        table = self.__rich__()
-        table.title = Text(title)
-        Console().print(table)
+        """Print the counts as a small table."""
+        console = Console()
+        console.print(self._table(title, console.width))
 
-    def __rich__(self) -> Table:
-        table = Table(title_justify="left")
-        table.add_column("source", overflow="fold")
-        table.add_column("read", justify="right")
-        table.add_column("used", justify="right")
+    def _table(self, title: str, width: int) -> Table:
+        rows = self.rows()
+        source_width = _source_width(rows, width)
+        table = Table(title=Text(title), title_justify="left")
+        table.add_column("source", no_wrap=True)
+        table.add_column("read", justify="right", no_wrap=True)
+        table.add_column("used", justify="right", no_wrap=True)
         table.add_column("dropped, truncated")
-        for row in self.rows():
-            table.add_row(*(Text(cell) for cell in row))
+        for source, *others in rows:
+            lines = path_lines(source, source_width)
+            table.add_row(Text("\n".join(lines)), *(Text(cell) for cell in others))
         return table
 
     def _merged(self, source: str | None) -> Counter[str]:
@@ -111,3 +123,34 @@ class RecordCounts:
             remarks.append(f"truncated: {self.truncated(source):,}")
         numbers = ("", "") if not self.read(source) else (f"{self.read(source):,}", f"{self.used(source):,}")
         return ("total" if source is None else source, *numbers, ", ".join(remarks))
+
+
+def _source_width(rows: Sequence[tuple[str, str, str, str]], width: int) -> int:
+    """How wide the column of sources may be in a table of these rows that is `width` wide."""
+    read_width = max(len(text) for text in ("read", *(row[1] for row in rows)))
+    used_width = max(len(text) for text in ("used", *(row[2] for row in rows)))
+    longest_remark = max((len(row[3]) for row in rows), default=0)
+    names = [part for row in rows for part in _path_parts(row[0])]
+    longest_name = max((len(name) for name in names), default=0)
+    left = width - _FRAME_WIDTH - read_width - used_width
+    beside_remarks = left - min(max(longest_remark, _HEADING_WIDTH), _REMARKS_WIDTH)
+    for_name = min(longest_name, left - _LEAST_WIDTH)
+    return max(beside_remarks, for_name, _LEAST_WIDTH)
+
+
+def path_lines(path: str, width: int) -> list[str]:
+    """`path` in lines of at most `width` characters, broken after slashes; a longer name is broken, too."""
+    lines = [""]
+    for part in _path_parts(path):
+        if lines[-1] and len(lines[-1]) + len(part) > width:
+            lines.append("")
+        lines[-1] += part
+        while len(lines[-1]) > width:
+            last = lines.pop()
+            lines += [last[:width], last[width:]]
+    return lines
+
+
+def _path_parts(path: str) -> list[str]:
+    """The names in a path, each with the slash that follows it."""
+    return re.findall(r"[^/]*/|[^/]+$", path)

@@ -131,6 +131,11 @@ def test_nothing_runs_after_a_stage_that_fails(checkout: Checkout) -> None:
     assert [call[1] for call in checkout.logged()] == ["sft", "reward"]
 
 
+def test_a_stage_speaks_and_make_does_not(checkout: Checkout) -> None:
+    done = checkout.make(*STAGES, "constitution", "VENV=none")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_a_signal_to_make_reaches_the_stage_and_make_waits_for_it(checkout: Checkout, tmp_path: Path) -> None:
     (checkout.folder / "python.py").write_text(
         "import pathlib, signal, sys, time\n"

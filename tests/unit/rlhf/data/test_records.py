@@ -130,7 +130,7 @@ def test_read_is_used_plus_dropped_for_every_source_and_in_total(drops: list[tup
     assert counts.truncated() == 7
 
 
-def test_merged_accounts_add_up_and_the_second_stays_as_it_was() -> None:
+def test_merged_counts_add_up_and_the_second_stays_as_it_was() -> None:
     one, other = RecordCounts(), RecordCounts()
     one.add("a", "read", 3)
     other.add("a", "read", 2)
@@ -161,6 +161,34 @@ def test_the_table_names_every_source_and_every_reason(capsys: pytest.CaptureFix
         "1,644",
     ):
         assert text in printed
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("name", ["rankings.jsonl", "demonstrations.jsonl", "x" * 40 + "/of-2026.parquet"])
+def test_the_table_fits_its_width_and_breaks_no_name_that_fits(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int, name: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    counts = RecordCounts()
+    source = f"configs/tiny/data/{name}"
+    counts.add(source, "read", 2400)
+    counts.add(source, "beyond the limit", 2320)
+    counts.add("reward.rankings", "no comparison in group", 1)
+    counts.print("reward: rankings")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in lines) <= width
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    assert source in "".join(row[0] for row in cells)
+    assert any(row[0].endswith(name.rpartition("/")[2]) for row in cells)
+    assert ["2,400", "80"] in [row[1:3] for row in cells]
+    remarks = " ".join(row[3] for row in cells if row[3])
+    assert "beyond the limit: 2,320" in remarks
+    assert "no comparison in group: 1" in remarks
+
+
+def test_a_table_without_sources_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    RecordCounts().print("nothing")
+    assert "nothing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
