@@ -1,8 +1,11 @@
 """Stages on two processes, launched by make as a user does, and what becomes of them when a rank fails."""
 
+import os
 import re
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from safetensors.torch import load_file
 from rlhf.runs import checkpoints
 from rlhf.runs.metrics import read_metrics
 from rlhf.runs.stage import require
-from tests.integration.micro import assert_same_results, copy_stages, make_run
+from tests.integration.micro import CONFIG, assert_same_results, copy_stages, make_run
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("deepspeed")
@@ -70,7 +73,7 @@ def test_a_launched_stage_gives_what_one_process_gives(launched: str, runs: Path
         assert all(torch.allclose(ours[key], theirs[key], atol=1e-4) for key in ours)
 
 
-def test_a_preempted_team_saves_ends_and_goes_on_to_the_bit(launched: str, root: Path, runs: Path) -> None:
+def test_preempted_ranks_save_end_and_resume_bitwise(launched: str, root: Path, runs: Path) -> None:
     assert launched
     copy_stages(runs / "micro", runs / "preempted")
     common = ("GPUS=2", "ZERO=3")
@@ -79,7 +82,7 @@ def test_a_preempted_team_saves_ends_and_goes_on_to_the_bit(launched: str, root:
     launcher(make).send_signal(signal.SIGTERM)
     output, _ = make.communicate(timeout=HANG_SECONDS)
     assert output.count("SIGTERM: saving, then ending") == 1
-    assert output.count("ended by SIGTERM; the same command goes on") == 1
+    assert output.count("ended by SIGTERM; the same command resumes") == 1
     assert "Error 75" in output  # make's own status is 2
     assert not re.search("Traceback|lost|killed", output)
     assert checkpoints.latest(runs / "preempted" / "ppo") is not None
@@ -129,3 +132,58 @@ def test_what_all_ranks_refuse_is_said_once_and_before_anything_loads(root: Path
     assert output.count("an nf4 base cannot be cut over ranks") == 1
     assert not re.search("rank 1|Traceback|Loading", output)
     assert not (runs / "refused" / "ppo" / "config.yaml").exists()
+
+
+# From a wheel.
+
+PACKAGES = ("rlhf", "sft", "reward", "ppo", "labeling", "plan")
+
+
+@pytest.fixture
+def installed(root: Path, tmp_path: Path) -> Path:
+    """The folder that a wheel of this checkout is installed in."""
+    pytest.importorskip("setuptools", minversion="77")
+    source = tmp_path / "source"
+    for name in PACKAGES:
+        shutil.copytree(root / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(root / name, source)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(source)]
+    subprocess.run([*pip, *build], check=True)
+    [wheel] = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)], check=True
+    )
+    return site
+
+
+def test_a_wheel_launches_a_stage_where_no_checkout_is(
+    root: Path, runs: Path, installed: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text((root / CONFIG).read_text().replace("configs/", f"{root}/configs/"))
+    copy_stages(runs / "micro", runs / "wheel")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def python(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, *arguments],
+            cwd=elsewhere,
+            env={**os.environ, "PYTHONPATH": str(installed)},
+            capture_output=True,
+            text=True,
+            timeout=HANG_SECONDS,
+            check=False,
+        )
+
+    assert python("-c", "import rlhf; print(rlhf.__file__)").stdout == f"{installed}/rlhf/__init__.py\n"
+    assert "sft.demonstrations" in python("-m", "sft", "--help").stdout
+    settings = [f"run.folder={runs}", "run.name=wheel", "tracking.wandb=off", "ppo.num_iterations=1"]
+    launch = ["rlhf.launch", "--gpus", "2", "--zero", "2", "ppo", "--config", str(recipe), *settings]
+    done = python("-m", *launch)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("next: make chat") == 1
+    assert require(runs / "wheel", "ppo").metrics["after_kl_nats_per_response"] > 0

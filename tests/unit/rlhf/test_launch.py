@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +123,16 @@ def test_what_is_ignored_stays_ignored() -> None:
         assert relay.told is None
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("name", ["zero1", "zero2", "zero3", "zero2-offload", "zero3-offload"])
+def test_the_launchers_settings_are_those_that_users_find_in_configs(root: Path, name: str) -> None:
+    users = root / "configs" / "accelerate" / f"{name}.yaml"
+    assert (launch.CONFIGS / f"{name}.yaml").read_text() == users.read_text()
+
+
+def test_configs_hold_no_settings_that_the_launcher_does_not_know(root: Path) -> None:
+    names = [
+        {path.name for path in folder.iterdir()} for folder in (launch.CONFIGS, root / "configs/accelerate")
+    ]
+    assert names[0] == names[1]
