@@ -18,7 +18,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from benchmarks.workloads import Shape
-from rlhf.model.backbone import Backbone, quiet_transformers
+from rlhf.model.backbone import Backbone
+from rlhf.model.loading import quiet_transformers
 
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 PAD, BOS, EOS, UNK = range(4)

@@ -6,6 +6,7 @@ MODEL is the folder of a causal language model. Prints the two tables of docs/pr
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.base_model import base_bytes, perturb
 from rlhf.model.backbone import REFERENCE, Backbone
+from rlhf.model.layers.router import replace_forward
 from rlhf.sampling.local import sample
 from rlhf.sampling.rollouts import Rollouts, from_lists
 from rlhf.settings.groups import LoraSettings, ModelSettings, Precision, SamplingSettings
@@ -49,7 +51,7 @@ def load(path: str, precision: Precision, variant: str = "") -> Backbone:
     if variant == "inputs in 8 bits too":  # bitsandbytes' own forward pass
         for layer in backbone.model.modules():
             if type(layer).__name__ == "Linear8bitLt":
-                del layer.forward
+                replace_forward(layer, functools.partial(type(layer).forward, layer))
     elif variant == "computed in bf16":
         for parameter in backbone.model.parameters():
             if parameter.is_floating_point():

@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import SimpleNamespace
@@ -15,12 +15,13 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, masking_utils
-from transformers.pytorch_utils import Conv1D
 
 from plan.ledger import Ledger, Profile, extrapolated
 from rlhf.errors import UserError
-from rlhf.model.backbone import Backbone, check_model_path, quiet_transformers
-from rlhf.model.layers.trunk import decoder_layers
+from rlhf.model.adapters import adapted_modules
+from rlhf.model.architecture import context_length, decoder_layers, linear_modules
+from rlhf.model.backbone import Backbone
+from rlhf.model.loading import check_model_path, quiet_transformers
 from rlhf.settings.groups import LoraSettings, ModelSettings, Precision
 from sft.scratch import model_config
 
@@ -84,7 +85,7 @@ class Sketch:
 
     @cached_property
     def layers(self) -> list[nn.Module]:
-        return decoder_layers(self.network.get_decoder(), self._text(self.config).num_hidden_layers)
+        return decoder_layers(self.network)
 
     @property
     def hidden_size(self) -> int:
@@ -93,9 +94,7 @@ class Sketch:
     @property
     def context(self) -> int:
         """Tokens that the model sees."""
-        text = self._text(self.config)
-        length = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
-        return int(length or 2**31)
+        return context_length(self.config)
 
     @property
     def stored_precision(self) -> Precision:
@@ -125,47 +124,17 @@ class Sketch:
         Raises:
             UserError: a target module, or more top layers, than the model has.
         """
-        if settings.top_layers is not None and settings.top_layers > len(self.layers):
-            raise UserError(
-                f"the model has {len(self.layers)} layers, so adapters cannot be on the top "
-                f"{settings.top_layers}",
-                where=f"{stage}.lora.top_layers",
-                fix="Give a smaller number, or unset it: adapters on all layers.",
-            )
-        sizes: dict[str, int] = {}
-        layers = self.layers if settings.top_layers is None else self.layers[-settings.top_layers :]
-        parts: Iterable[nn.Module] = [self.network] if settings.top_layers is None else layers
-        for part in parts:
-            for name, module in self._linear(part):
-                key = name.rpartition(".")[2]
-                sizes[key] = sizes.get(key, 0) + settings.rank * sum(module.weight.shape)
-        if settings.target_modules == "all-linear":
-            return sum(sizes.values())
-        wanted = settings.target_modules
-        names = [wanted] if isinstance(wanted, str) else wanted
-        for name in names:
-            if name not in sizes:
-                raise UserError(
-                    f"the model has no linear module `{name}`",
-                    where=f"{stage}.lora.target_modules",
-                    fix=f'It has {", ".join(sorted(sizes))}; "all-linear" takes all of them.',
-                )
-        return sum(sizes[name] for name in names)
+        modules = adapted_modules(self.network, settings, where=f"{stage}.lora")
+        return settings.rank * sum(sum(module.weight.shape) for module in modules)
 
     def _bytes(self, part: nn.Module) -> int:
-        packed = {id(m.weight) for _, m in self._linear(part)} if self.precision in QUANTIZED else set()
+        linear = linear_modules(self.network, part).values() if self.precision in QUANTIZED else ()
+        packed = {id(module.weight) for module in linear}
         tensors = {id(t): t for t in (*part.parameters(), *part.buffers())}
         return sum(
             _quantized_bytes(self.precision, t) if key in packed else t.numel() * t.element_size()
             for key, t in tensors.items()
         )
-
-    def _linear(self, part: nn.Module) -> Iterator[tuple[str, Any]]:
-        """The linear layers that are quantized and may get an adapter: all but the head."""
-        head = self.network.get_output_embeddings()
-        for name, module in part.named_modules():
-            if isinstance(module, nn.Linear | Conv1D) and module is not head:
-                yield name, module
 
     # ---- running it -------------------------------------------------------------------------------
 

@@ -112,7 +112,7 @@ def sampling(
         if fixed_shapes_pay(torch.device("cuda" if on_cuda else "cpu"), settings):
             columns.current = torch.zeros(1, dtype=torch.long)
         columns.end = prompt_tokens
-        layers = [_SlotLayer(columns) for _ in backbone.trunk.layers]
+        layers = [_SlotLayer(columns) for _ in backbone.layers]
         uniforms = torch.zeros(slots, settings.max_response_tokens).double()
         drawn = _Drawn(backbone, [[0] * prompt_tokens] * slots, uniforms, plain)
         with backbone.role(role), torch.inference_mode():

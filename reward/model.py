@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from rlhf.errors import UserError
-from rlhf.model.backbone import REFERENCE, Backbone, load_score_head
+from rlhf.model.adapters import load_score_head
+from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.model.batching import TokenBatch
 from rlhf.model.weights import gathered_weights
 from rlhf.parallel.world import world

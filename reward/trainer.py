@@ -14,7 +14,8 @@ from reward.data import Group, micro_batches
 from reward.evaluate import Values
 from reward.loss import Pairs, collate, ranking_loss
 from reward.model import ROLE, pad_right, raw_scores, score_shared
-from rlhf.model.backbone import Backbone, init_head
+from rlhf.model.adapters import init_head
+from rlhf.model.backbone import Backbone
 from rlhf.model.batching import balanced
 from rlhf.parallel.world import world
 from rlhf.runs import checkpoints

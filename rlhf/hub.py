@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub is there, asked once and briefly before anything is loaded from it.
+"""What is on the Hugging Face hub and what in a folder; whether the hub answers, asked once and briefly.
 
 The hub's own libraries try again and again, for most of a minute and without a word, before they give up.
 """
@@ -13,6 +13,25 @@ from rlhf.errors import UserError
 Kind = Literal["model", "dataset"]
 
 TIMEOUT_SECONDS = 5.0
+
+
+def local_model_folder(path: str, *, where: str) -> Path | None:
+    """The folder that `path` names, or None for a hub id.
+
+    Raises:
+        UserError: it can only be a local folder, and there is none.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if looks_local or folder.exists():
+        raise UserError(
+            "there is no such model folder",
+            where=where,
+            fix="Give a folder that holds a Hugging Face model, or a hub id owner/name.",
+        )
+    return None
 
 
 def check_hub(repo_id: str, *, kind: Kind, where: str, revision: str | None = None) -> None:

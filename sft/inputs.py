@@ -1,9 +1,7 @@
 """What the stage's result depends on beside its settings; decided without importing torch."""
 
-from pathlib import Path
-
 from rlhf.data.sources import source_fingerprints
-from rlhf.errors import UserError
+from rlhf.hub import local_model_folder
 from rlhf.runs.files import tree_hash
 from rlhf.settings.recipe import Recipe
 from sft.config import SFTSettings
@@ -25,13 +23,7 @@ def stage_inputs(recipe: Recipe, settings: SFTSettings) -> dict[str, str]:
 
 
 def _identity(path: str, revision: str | None) -> str:
-    folder = Path(path)
-    if folder.is_dir():
+    folder = local_model_folder(path, where=f"model.path={path}")
+    if folder is not None:
         return tree_hash(folder)
-    if path.startswith((".", "/", "~")) or path.count("/") != 1 or folder.exists():
-        raise UserError(
-            "there is no such model folder",
-            where=f"model.path={path}",
-            fix="Give a folder that holds a Hugging Face model, or a hub id `owner/name`.",
-        )
     return f"hub:{path}@{revision or 'main'}"

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from rlhf.errors import UserError
-from rlhf.model.backbone import check_model_path, loading, quiet_transformers
+from rlhf.model.architecture import context_length
 from rlhf.model.chat import eos_ids
-from rlhf.model.weights import loading_weights
+from rlhf.model.loading import check_model_path, loading, loading_weights, quiet_transformers
 from rlhf.parallel.deepspeed.gather import gathered
 from rlhf.parallel.deepspeed.sharded import whole_shape
 from rlhf.settings.groups import ModelSettings, SamplingSettings
@@ -45,9 +45,7 @@ class Start:
     @property
     def context(self) -> int:
         """Tokens that the model can see."""
-        config: Any = self.model.config.get_text_config()
-        length: Any = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-        return int(length or 2**31)
+        return context_length(self.model.config)
 
 
 def start(model: ModelSettings, settings: SFTSettings, *, texts: Iterable[str], seed: int) -> Start:

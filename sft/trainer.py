@@ -14,11 +14,11 @@ from peft import LoraConfig
 from torch import nn
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback
-from transformers.pytorch_utils import Conv1D
 from trl import SFTConfig
 
 from rlhf import preemption
 from rlhf.errors import UserError
+from rlhf.model.adapters import LoraPlaces, adapted_modules
 from rlhf.parallel.deepspeed.sharded import whole_shape
 from rlhf.parallel.world import world
 from rlhf.runs.checkpoints import CHECKPOINTS
@@ -288,9 +288,7 @@ def _num_trained(model: nn.Module, settings: SFTSettings) -> int:
     """Parameters that will be trained; of adapters, before there are any."""
     if settings.method == "full":
         return sum(whole_shape(parameter).numel() for parameter in model.parameters())
-    targets = _lora(model, settings.lora).target_modules
-    assert isinstance(targets, set)
-    modules = (module for name, module in model.named_modules() if name.rpartition(".")[2] in targets)
+    modules = adapted_modules(model, _on_all_layers(settings.lora), where="sft.lora")
     return settings.lora.rank * sum(sum(whole_shape(module.weight)) for module in modules)
 
 
@@ -300,29 +298,10 @@ def _lora(model: nn.Module, settings: LoraSettings) -> LoraConfig:
     Raises:
         UserError: `target_modules` names a module that the model does not have.
     """
-    head: Any = model.get_output_embeddings()  # type: ignore[operator]
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
-    }
-    wanted = settings.target_modules
-    targets = (
-        sorted(linear) if wanted == "all-linear" else [wanted] if isinstance(wanted, str) else list(wanted)
-    )
-    for target in targets:
-        if target not in linear:
-            raise UserError(
-                f"the model has no linear module `{target}`",
-                where="sft.lora.target_modules",
-                fix=f'It has {", ".join(sorted(linear))}; "all-linear" takes all of them.',
-            )
-    return LoraConfig(
-        r=settings.rank,
-        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT only divides by the rank
-        target_modules=targets,
-        lora_dropout=0.0,
-        bias="none",
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        task_type="CAUSAL_LM",
-    )
+    places = LoraPlaces.of(model)
+    return places.config(_on_all_layers(settings), where="sft.lora", task_type="CAUSAL_LM")
+
+
+def _on_all_layers(settings: LoraSettings) -> LoraSettings:
+    """`top_layers` is for bases that several roles share: here it says nothing."""
+    return settings.model_copy(update={"top_layers": None})

@@ -25,8 +25,10 @@ from ppo.models import POLICY, VALUE, AdapterReward
 from ppo.rollout import PromptSet
 from ppo.update import Updater
 from reward.model import ROLE, RewardCard, RewardModel
-from rlhf.model.backbone import Backbone, init_head, quiet_transformers
-from rlhf.model.quantization import load_options, settle
+from rlhf.model.adapters import init_head
+from rlhf.model.backbone import Backbone
+from rlhf.model.loading import quiet_transformers
+from rlhf.model.quantization import fix_quantized_layers, load_options
 from rlhf.settings.groups import LoraSettings, ModelSettings, Precision, SamplingSettings, SourceSettings
 
 _FIRST_WORD = 3
@@ -52,7 +54,7 @@ def random_base(shape: LlamaShape, precision: Precision, *, device: str, seed: i
     _draw_weights(model, options["dtype"], torch.device(device), seed=seed)
     model.model.rotary_emb = type(model.model.rotary_emb)(config).to(device)  # computed, not drawn
     model.config.use_cache = True
-    settle(model)
+    fix_quantized_layers(model)
     name = f"random {shape.name}"
     settings = ModelSettings(path=name, precision=precision)
     return Backbone(model, word_tokenizer(shape.vocab_size, eos_last=True), name, model_settings=settings)

@@ -16,7 +16,8 @@ from reward.data import Group
 from reward.loss import Pair, ranked_pairs
 from reward.model import ROLE, RewardCard, base_identity, score_sequences
 from reward.publish import write_model
-from rlhf.model.backbone import Backbone, init_head
+from rlhf.model.adapters import init_head
+from rlhf.model.backbone import Backbone
 from rlhf.runs.stage import StageRun, require
 from rlhf.settings.groups import LoraSettings
 from rlhf.settings.recipe import Recipe, load_recipe

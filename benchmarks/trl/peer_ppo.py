@@ -23,7 +23,7 @@ from benchmarks.trl.peer_settings import linear_names, peer_arguments, peer_lora
 from benchmarks.trl.racer import num_base_parameters, race, read_recipe, result_of
 from benchmarks.trl.snapshots import Snapshots
 from ppo.config import PPOSettings
-from rlhf.model.backbone import quiet_transformers
+from rlhf.model.loading import quiet_transformers
 
 
 class Lengths:

@@ -23,7 +23,7 @@ from reward.config import RewardSettings
 from reward.data import Group
 from reward.evaluate import evaluate
 from reward.model import pad_right
-from rlhf.model.backbone import quiet_transformers
+from rlhf.model.loading import quiet_transformers
 
 
 def run(job: Job) -> Result:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from rlhf import optional
+from rlhf.model.layers.router import replace_forward
 from rlhf.settings.groups import Precision
 
 # Shapes: O and I are a linear layer's output and input features.
@@ -59,13 +60,13 @@ def is_quantized(model: PreTrainedModel) -> bool:
     return any(getattr(model, name, False) for name in ("is_loaded_in_8bit", "is_loaded_in_4bit"))
 
 
-def settle(model: PreTrainedModel) -> None:
+def fix_quantized_layers(model: PreTrainedModel) -> None:
     """Give the quantized layers of a model that has just been loaded the forward pass that they keep."""
     layer: Any
     for layer in model.modules():
         kind = type(layer).__name__
         if kind == "Linear8bitLt":
-            layer.forward = functools.partial(_int8_forward, layer)
+            replace_forward(layer, functools.partial(_int8_forward, layer))
         elif kind == "Linear4bit":
             assert hasattr(layer, "support_avx512bf16_for_cpu")
             layer.support_avx512bf16_for_cpu = False

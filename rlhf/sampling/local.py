@@ -241,7 +241,7 @@ class _Decoder:
         room = 0 if len(prompts) <= self.num_slots else max(16, longest // 2)
         self.columns = _Columns(self.num_slots, longest + room, self.device)
         self.columns.end = self.longest_prompt
-        self.layers = [_SlotLayer(self.columns) for _ in backbone.trunk.layers]
+        self.layers = [_SlotLayer(self.columns) for _ in backbone.layers]
         self.cache = Cache(layers=list(self.layers))
         self.rows_S = torch.full((self.num_slots,), -1, dtype=torch.long, device=self.device)
         """The row that decodes in each slot; -1 in a free one."""

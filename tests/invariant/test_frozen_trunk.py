@@ -57,7 +57,7 @@ def test_from_the_trunk_on_states_and_gradients_are_those_of_the_whole_model(
     tmp_path: Path, make: Callable[[], nn.Module], top_layers: int, checkpointing: bool
 ) -> None:
     backbone = deep_backbone(tmp_path, make, top_layers)
-    assert backbone.trunk.split == 4 - top_layers
+    assert backbone.trunk_depth == 4 - top_layers
     if checkpointing:
         backbone.enable_gradient_checkpointing()
     trunk = backbone.run_trunk(IDS)
@@ -82,7 +82,7 @@ def test_from_the_trunk_on_states_and_gradients_are_those_of_the_whole_model(
 
 def test_with_adapters_on_all_layers_there_is_no_trunk(tmp_path: Path) -> None:
     backbone = deep_backbone(tmp_path, llama, None)
-    assert backbone.trunk.split == 0
+    assert backbone.trunk_depth == 0
     assert backbone.run_trunk(IDS) is None
 
 
@@ -90,7 +90,7 @@ def test_the_layers_below_run_once_for_a_rollout_and_never_in_the_epochs() -> No
     game = Game(ppo_settings(lora=TOP_ONE), noisy=True)
     sampled = game.sample()
     tokens: dict[str, int] = {"below": 0, "above": 0}
-    below, above = game.backbone.trunk.layers
+    below, above = game.backbone.layers
     q = {"below": below.self_attn.q_proj, "above": above.self_attn.q_proj}  # type: ignore[union-attr]
     for name, module in q.items():
         module.register_forward_hook(  # type: ignore[union-attr]
@@ -114,7 +114,7 @@ def test_three_iterations_end_with_the_weights_of_the_plain_path(monkeypatch: py
     with_trunk = Game(ppo_settings(lora=TOP_ONE))
     start = with_trunk.weights()
     with_trunk.play(3)
-    monkeypatch.setattr(Backbone, "run_trunk", lambda self, ids, lengths_B: None)
+    monkeypatch.setattr(Backbone, "run_trunk", lambda self, batch: None)
     plain = Game(ppo_settings(lora=TOP_ONE))
     plain.play(3)
     ours, theirs = with_trunk.weights(), plain.weights()
@@ -127,7 +127,7 @@ def test_three_iterations_end_with_the_weights_of_the_plain_path(monkeypatch: py
 
 def test_samples_are_equal_with_and_without_the_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
     ours = Game(ppo_settings(lora=TOP_ONE), noisy=True).sample()
-    monkeypatch.setattr(Backbone, "run_trunk", lambda self, ids, lengths_B: None)
+    monkeypatch.setattr(Backbone, "run_trunk", lambda self, batch: None)
     plain = Game(ppo_settings(lora=TOP_ONE), noisy=True).sample()
     assert ours.rollouts.response_lists() == plain.rollouts.response_lists()
     assert ours.rollouts.trunk_BLH is not None
@@ -151,7 +151,7 @@ def test_an_adapter_on_the_top_layers_leaves_and_enters_as_it_is(tmp_path: Path)
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
     again = Backbone.load(tmp_path / "base")
     again.load_adapter(POLICY, tmp_path / "policy")
-    assert again.trunk.split == 2
+    assert again.trunk_depth == 2
     with again.role(POLICY), torch.no_grad():
         assert torch.equal(again.logits(again.hidden(IDS)), ours)
 

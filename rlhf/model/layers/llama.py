@@ -10,17 +10,23 @@ A layer is taken over only if it has exactly the parts of a Llama layer and, on 
 Every other one runs as transformers has it.
 """
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlhf.model.layers.adapted_linear import (
+    Pair,
+    linear,
+    linear_backward,
+    paired,
+    pairs_of,
+    scales_of,
+    tensors_of,
+)
 from rlhf.model.layers.varlen import Packing, attend
 
 # Shapes: N tokens, M of them that are wanted, H hidden size, I inner size, O outputs, R LoRA rank.
@@ -34,63 +40,29 @@ _QUERIES_KEYS_VALUES = ("q_proj", "k_proj", "v_proj")
 _AFTER_ATTENTION = ("o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-class Pair(NamedTuple):
-    """A LoRA pair: alpha / r · B · A (2106.09685)."""
-
-    down_RI: Tensor
-    up_OR: Tensor
-    scale: float
-
-
-@dataclass
-class Run:
-    """What the layers work on during one forward pass."""
-
-    packing: Packing
-    wanted_M: Tensor | None = None
-    """Numbers of the tokens whose last state is wanted; None: all of them."""
-
-
 class FusedLayers:
-    """The layers of a decoder, each in the fused form while `running`, else in their own."""
+    """The layers of a decoder in the fused form, which takes packed rows: see `PackedLayers`."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
-        self._run: Run | None = None
-        self.checkpoint: Callable[..., Any] | None = None
-        """Runs a function and keeps nothing of it but its inputs, if activations are to be recomputed."""
         self._layers = [_Layer(layer) for layer in layers] if all(map(_has_parts, layers)) else []
-        self.enabled = True
-        """Off where a layer's weights come and go with its own forward pass: the probe would find none."""
         self._is_plain: bool | None = None
         self._agrees: bool | None = None
-        for number, layer in enumerate(self._layers):
-            is_last = number + 1 == len(self._layers)
-            layer.module.forward = functools.partial(self._forward, layer, is_last=is_last)
 
     def adapters_changed(self) -> None:
         """Look at all linear layers again: adapters wrap them."""
         self._is_plain = None
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Inside the block all layers run in their own form."""
-        self.enabled = False
-        try:
-            yield
-        finally:
-            self.enabled = True
 
     def assume_agreement(self) -> None:
         """Do without the probe, where tensors have no values."""
         self._agrees = True
 
     def can_run(self) -> bool:
-        """Whether all layers can, with the adapters that they have now.
+        """Whether all layers can, with the adapters and hooks that they have now.
 
-        Hooks on a layer's modules, which ZeRO-3 for one gathers weights by, fire only in its own form.
+        ZeRO-3 gathers weights by hooks, on modules inside a layer in training and on the whole layer where
+        weights are gathered layer by layer. The fused form would not fire the former; for the latter there is
+        nothing to probe, since a layer's weights are there only while it runs.
         """
-        if not self.enabled:
-            return False
         if self._is_plain is None:
             self._is_plain = bool(self._layers) and all(layer.is_plain() for layer in self._layers)
         if not self._is_plain or any(layer.has_hooks() for layer in self._layers):
@@ -99,32 +71,17 @@ class FusedLayers:
             self._agrees = all(layer.agrees_with_plain() for layer in self._layers)
         return self._agrees
 
-    @property
-    def run(self) -> Run | None:
-        return self._run
-
-    @contextlib.contextmanager
-    def running(self, run: Run | None) -> Iterator[None]:
-        """Inside the block all layers work on `run`; on None, in their own form."""
-        before, self._run = self._run, run
-        try:
-            yield
-        finally:
-            self._run = before
-
-    def _forward(
-        self, layer: "_Layer", hidden_states: Tensor, *args: Any, is_last: bool, **kwargs: Any
-    ) -> Any:
-        """In place of a layer's `forward`."""
-        run = self._run
-        if run is None:
-            return layer.plain(hidden_states, *args, **kwargs)
-        cos_1ND, sin_1ND = kwargs["position_embeddings"]
-        wanted_M = run.wanted_M if is_last else None
-        inputs = (hidden_states[0], cos_1ND[0], sin_1ND[0], run.packing, wanted_M)
-        if self.checkpoint is not None and torch.is_grad_enabled():
-            return self.checkpoint(layer, *inputs)[None]
-        return layer(*inputs)[None]
+    def run(
+        self,
+        number: int,
+        states_1NH: Tensor,
+        given: Mapping[str, Any],
+        packing: Packing,
+        wanted_M: Tensor | None,
+    ) -> Tensor:
+        """What layer `number` makes of packed states: see `PackedLayers.run`."""
+        cos_1ND, sin_1ND = given["position_embeddings"]
+        return self._layers[number](states_1NH[0], cos_1ND[0], sin_1ND[0], packing, wanted_M)[None]
 
 
 class _Layer:
@@ -132,23 +89,22 @@ class _Layer:
 
     def __init__(self, module: nn.Module) -> None:
         self.module: Any = module
-        self.plain = module.forward
         attention: Any = module.self_attn
         self.head_size: int = attention.head_dim
         self.scale: float = attention.scaling
         self._linears: dict[str, Any] = {}
-        self._inside: list[nn.Module] = []
+        self._modules: list[nn.Module] = []
 
     def has_hooks(self) -> bool:
-        """Whether anybody wants to be told when one of the layer's modules runs."""
-        return any(module._forward_hooks or module._forward_pre_hooks for module in self._inside)
+        """Whether there are hooks to fire when the layer or one of its modules runs."""
+        return any(module._forward_hooks or module._forward_pre_hooks for module in self._modules)
 
     def is_plain(self) -> bool:
         """Whether all linear layers, with their adapters, are plain and in fp32."""
         for owner in ("self_attn", "mlp"):
             for name in _PARTS[owner] - {"act_fn"}:
                 self._linears[name] = self.module.get_submodule(f"{owner}.{name}")
-        self._inside = list(self.module.modules())[1:]
+        self._modules = list(self.module.modules())
         return all(_is_plain(linear) for linear in self._linears.values())
 
     def __call__(
@@ -188,7 +144,7 @@ class _Layer:
         angles = torch.rand(1, 6, self.head_size // 2, generator=generator).to(weight.device, weight.dtype)
         cos, sin = (torch.cat([f(angles)] * 2, -1) for f in (torch.cos, torch.sin))
         try:
-            wanted = self.plain(x, position_embeddings=(cos, sin), attention_mask=None)
+            wanted = self.module(x, position_embeddings=(cos, sin), attention_mask=None)
             wanted = wanted[0] if isinstance(wanted, tuple) else wanted
             given = self(x[0], cos[0], sin[0], Packing([6], 6, weight.device), None)[None]
         except (RuntimeError, TypeError, AttributeError):
@@ -228,19 +184,19 @@ class _Project(torch.autograd.Function):
     def forward(
         ctx: Any, x_NH: Tensor, layer: _Layer, cos_ND: Tensor, sin_ND: Tensor, *flat: Any
     ) -> tuple[Tensor, ...]:
-        pairs, norm = _pairs(flat), layer.module.input_layernorm
+        pairs, norm = pairs_of(flat), layer.module.input_layernorm
         normed_NH, inverse_N1 = _normed(x_NH, norm)
-        outputs = _linear(normed_NH, [layer.base(name) for name in _QUERIES_KEYS_VALUES], pairs)
+        outputs = linear(normed_NH, [layer.base(name) for name in _QUERIES_KEYS_VALUES], pairs)
         for output in outputs[:2]:
             _rotate(output, cos_ND, sin_ND, layer.head_size)
-        ctx.save_for_backward(x_NH, inverse_N1, cos_ND, sin_ND, *_tensors(pairs))
-        ctx.layer, ctx.scales = layer, _scales(pairs)
+        ctx.save_for_backward(x_NH, inverse_N1, cos_ND, sin_ND, *tensors_of(pairs))
+        ctx.layer, ctx.scales = layer, scales_of(pairs)
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         x_NH, inverse_N1, cos_ND, sin_ND, *tensors = ctx.saved_tensors
-        layer, pairs = ctx.layer, _paired(tensors, ctx.scales)
+        layer, pairs = ctx.layer, paired(tensors, ctx.scales)
         given = [gradient.contiguous() for gradient in gradients]
         for place in (0, 1):
             # `attend` has made them for nobody else, and a rotation is undone by the opposite one.
@@ -249,7 +205,7 @@ class _Project(torch.autograd.Function):
         normed_NH = _scaled(x_NH, inverse_N1, norm)
         bases = [layer.base(name) for name in _QUERIES_KEYS_VALUES]
         wants_x = ctx.needs_input_grad[0]
-        gradient_NH, flat = _linear_backward(given, normed_NH, bases, pairs, wants_input=wants_x)
+        gradient_NH, flat = linear_backward(given, normed_NH, bases, pairs, wants_input=wants_x)
         if not wants_x:
             return None, None, None, None, *flat
         _norm_backward(gradient_NH, x_NH, inverse_N1, norm)
@@ -263,42 +219,40 @@ class _Finish(torch.autograd.Function):
     def forward(
         ctx: Any, x_NH: Tensor, mixed_NH: Tensor, layer: _Layer, wanted_M: Tensor | None, *flat: Any
     ) -> Tensor:
-        out, *gates, down = _pairs(flat)
+        out, *gates, down = pairs_of(flat)
         ctx.num_tokens = len(x_NH)
         if wanted_M is not None:
             x_NH, mixed_NH = x_NH.index_select(0, wanted_M), mixed_NH.index_select(0, wanted_M)
-        (sum_NH,) = _linear(mixed_NH, [layer.base("o_proj")], [out], onto=x_NH)
+        (sum_NH,) = linear(mixed_NH, [layer.base("o_proj")], [out], onto=x_NH)
         normed_NH, inverse_N1 = _normed(sum_NH, layer.module.post_attention_layernorm)
         bases = [layer.base("gate_proj"), layer.base("up_proj")]
-        gate_NI, up_NI = _linear(normed_NH, bases, gates)
+        gate_NI, up_NI = linear(normed_NH, bases, gates)
         del normed_NH
         inner_NI = F.silu(gate_NI).mul_(up_NI)
-        (output_NH,) = _linear(inner_NI, [layer.base("down_proj")], [down], onto=sum_NH)
+        (output_NH,) = linear(inner_NI, [layer.base("down_proj")], [down], onto=sum_NH)
         saved = (mixed_NH, sum_NH, inverse_N1, gate_NI, up_NI, wanted_M)
-        ctx.save_for_backward(*saved, *_tensors([out, *gates, down]))
-        ctx.layer, ctx.scales = layer, _scales([out, *gates, down])
+        ctx.save_for_backward(*saved, *tensors_of([out, *gates, down]))
+        ctx.layer, ctx.scales = layer, scales_of([out, *gates, down])
         return output_NH
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         mixed_NH, sum_NH, inverse_N1, gate_NI, up_NI, wanted_M, *tensors = ctx.saved_tensors
         layer, norm = ctx.layer, ctx.layer.module.post_attention_layernorm
-        out, gate, up, down = _paired(tensors, ctx.scales)
+        out, gate, up, down = paired(tensors, ctx.scales)
         output_gradient = gradients[0]
         active_NI = F.silu(gate_NI)
         inner_NI = active_NI * up_NI
         bases = [layer.base("down_proj")]
-        inner_gradient, flat_down = _linear_backward([output_gradient], inner_NI, bases, [down])
+        inner_gradient, flat_down = linear_backward([output_gradient], inner_NI, bases, [down])
         up_gradient = active_NI.mul_(inner_gradient)
         gate_gradient = torch.ops.aten.silu_backward(inner_gradient.mul_(up_NI), gate_NI)
         normed_NH = _scaled(sum_NH, inverse_N1, norm)
         bases = [layer.base("gate_proj"), layer.base("up_proj")]
-        sum_gradient, flat_gates = _linear_backward(
-            [gate_gradient, up_gradient], normed_NH, bases, [gate, up]
-        )
+        sum_gradient, flat_gates = linear_backward([gate_gradient, up_gradient], normed_NH, bases, [gate, up])
         _norm_backward(sum_gradient, sum_NH, inverse_N1, norm)
         sum_gradient.add_(output_gradient)
-        mixed_gradient, flat_out = _linear_backward([sum_gradient], mixed_NH, [layer.base("o_proj")], [out])
+        mixed_gradient, flat_out = linear_backward([sum_gradient], mixed_NH, [layer.base("o_proj")], [out])
         if wanted_M is not None:
             sum_gradient, mixed_gradient = (
                 gradient.new_zeros(ctx.num_tokens, gradient.shape[1]).index_copy_(0, wanted_M, gradient)
@@ -339,93 +293,3 @@ def _rotate(values_NO: Tensor, cos_ND: Tensor, sin_ND: Tensor, head_size: int) -
     turned = right * sin[..., :half]
     right.mul_(cos[..., half:]).addcmul_(left, sin[..., half:])
     left.mul_(cos[..., :half]).sub_(turned)
-
-
-def _linear(
-    x_NI: Tensor, bases: Sequence[nn.Linear], pairs: Sequence[Pair | None], onto: Tensor | None = None
-) -> list[Tensor]:
-    """Outputs of linear layers of one input; `onto` is added to the only one."""
-    outputs = []
-    for base, pair in zip(bases, pairs, strict=True):
-        weight_OI, apart = _weight(base, pair, len(x_NI))
-        if onto is None:
-            output = F.linear(x_NI, weight_OI, base.bias)
-        else:
-            output = torch.addmm(onto, x_NI, weight_OI.t())
-            if base.bias is not None:
-                output.add_(base.bias)
-        if apart is not None:
-            output.addmm_(x_NI @ apart.down_RI.t(), apart.up_OR.t(), alpha=apart.scale)
-        outputs.append(output)
-    return outputs
-
-
-def _linear_backward(
-    gradients: Sequence[Tensor],
-    x_NI: Tensor,
-    bases: Sequence[nn.Linear],
-    pairs: Sequence[Pair | None],
-    *,
-    wants_input: bool = True,
-) -> tuple[Tensor, list[Tensor | None]]:
-    """Gradients of `_linear`: of its input (empty if not wanted), and of every pair's (down, up, scale)."""
-    low_gradients = [
-        None if pair is None else (gradient @ pair.up_OR).mul_(pair.scale)
-        for gradient, pair in zip(gradients, pairs, strict=True)
-    ]
-    flat: list[Tensor | None] = []
-    known = [pair for pair in pairs if pair is not None]
-    if known:
-        # The thin products of all pairs with the common input are two.
-        ranks = [len(pair.down_RI) for pair in known]
-        lows = iter((x_NI @ torch.cat([pair.down_RI for pair in known]).t()).split(ranks, 1))
-        low_gradient_NR = torch.cat([low for low in low_gradients if low is not None], 1)
-        down_gradients = iter((low_gradient_NR.t() @ x_NI).split(ranks))
-    for gradient, pair in zip(gradients, pairs, strict=True):
-        if pair is None:
-            flat += [None, None, None]
-        else:
-            flat += [next(down_gradients), (gradient.t() @ next(lows)).mul_(pair.scale), None]
-    if not wants_input:
-        return x_NI.new_empty(0), flat
-    x_gradient: Tensor | None = None
-    for gradient, base, pair, low_gradient in zip(gradients, bases, pairs, low_gradients, strict=True):
-        weight_OI, apart = _weight(base, pair, len(x_NI))
-        x_gradient = gradient @ weight_OI if x_gradient is None else x_gradient.addmm_(gradient, weight_OI)
-        if apart is not None and low_gradient is not None:
-            x_gradient.addmm_(low_gradient, apart.down_RI)
-    assert x_gradient is not None
-    return x_gradient, flat
-
-
-def _weight(base: nn.Linear, pair: Pair | None, num_tokens: int) -> tuple[Tensor, Pair | None]:
-    """The weight (O, I) to multiply with, and the pair if it is not in it.
-
-    W + alpha / r · B·A is made where that costs less than the thin products that it saves: r · O · I, forward
-    and again backward, against r · N · (O + I).
-    """
-    weight_OI: Tensor = base.weight
-    outputs, inputs = weight_OI.shape
-    if pair is None or num_tokens * (outputs + inputs) <= 2 * outputs * inputs:
-        return weight_OI, pair
-    return torch.addmm(weight_OI, pair.up_OR, pair.down_RI, alpha=pair.scale), None
-
-
-def _pairs(flat: Sequence[Any]) -> list[Pair | None]:
-    """Pairs from what `_Layer.flat_pairs` gives."""
-    triples = zip(flat[::3], flat[1::3], flat[2::3], strict=True)
-    return [None if down is None else Pair(down, up, scale) for down, up, scale in triples]
-
-
-def _tensors(pairs: Sequence[Pair | None]) -> list[Tensor]:
-    return [tensor for pair in pairs if pair is not None for tensor in pair[:2]]
-
-
-def _scales(pairs: Sequence[Pair | None]) -> list[float | None]:
-    return [None if pair is None else pair.scale for pair in pairs]
-
-
-def _paired(tensors: Sequence[Tensor], scales: Sequence[float | None]) -> list[Pair | None]:
-    """Pairs from `_tensors` and `_scales`."""
-    left = iter(tensors)
-    return [None if scale is None else Pair(next(left), next(left), scale) for scale in scales]

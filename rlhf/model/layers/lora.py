@@ -14,11 +14,13 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlhf.model.layers.router import replace_forward
 
-def lighten(layer: LoraLayer) -> None:
+
+def patch_lora_forward(layer: LoraLayer) -> None:
     """Let `layer` run `_forward` if it is plainly linear; quantized ones and Conv1D stay as they are."""
     if type(layer) is LoraLinear and type(layer.base_layer) is nn.Linear:
-        layer.forward = functools.partial(_forward, layer)  # type: ignore[method-assign]
+        replace_forward(layer, functools.partial(_forward, layer))
 
 
 def _forward(layer: Any, x: Tensor) -> Tensor:

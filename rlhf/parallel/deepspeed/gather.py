@@ -1,10 +1,9 @@
-"""Weights that ZeRO-3 has cut over ranks: loaded in parts, and brought together outside training."""
+"""Weights that ZeRO-3 has sharded over ranks: loaded sharded, and gathered outside training."""
 
 import contextlib
 import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -16,13 +15,23 @@ from rlhf.parallel.deepspeed.setup import forget_settings, loading_settings, qui
 from rlhf.parallel.world import world
 from rlhf.settings.groups import Precision
 
-_depth = 0
-_engines: "WeakKeyDictionary[nn.Module, Any]" = WeakKeyDictionary()
+
+class _Process:
+    """What `gathering` has to know of this process, whichever model it is called with."""
+
+    def __init__(self) -> None:
+        self.is_gathering = False
+        self.engines: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+        """DeepSpeed's engine of each model that is being trained. The models cannot hold theirs: an engine is
+        a module that contains the model."""
+
+
+_process = _Process()
 
 
 @contextlib.contextmanager
-def partitioned_load(precision: Precision) -> Iterator[None]:
-    """Inside the block transformers makes and loads models in parts, of the type that `precision` names."""
+def sharded_load(precision: Precision) -> Iterator[None]:
+    """Inside the block transformers makes and loads models sharded, of the type that `precision` names."""
     from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
     config = HfDeepSpeedConfig(loading_settings(precision))  # transformers keeps only a weak reference
@@ -34,47 +43,42 @@ def partitioned_load(precision: Precision) -> Iterator[None]:
         forget_settings()
 
 
-def trained_by(model: nn.Module, engine: Any) -> None:
-    """While `gathering` lasts, the hooks of DeepSpeed's `engine` are off `model`; None: there are none."""
-    _engines[model] = engine
+def set_engine(model: nn.Module, engine: Any) -> None:
+    """Say which of DeepSpeed's engines trains `model`, whose hooks `gathering` takes off; None: none does."""
+    _process.engines[model] = engine
 
 
 @contextlib.contextmanager
 def gathered(parameters: Iterable[nn.Parameter], *, writer: int | None = None) -> Iterator[None]:
-    """Inside the block the parameters are whole, those that are cut at all; what `writer` writes is kept."""
-    cut = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    if not cut:
+    """Inside the block the parameters are whole; what the rank `writer` writes into them is kept."""
+    sharded = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
+    if not sharded:
         yield
         return
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(cut, modifier_rank=writer):
+    with deepspeed.zero.GatheredParameters(sharded, modifier_rank=writer):
         yield
 
 
 @contextlib.contextmanager
-def gathering(
-    model: nn.Module,
-    layers: Sequence[nn.Module],
-    by_layer: AbstractContextManager[None] = contextlib.nullcontext(),  # noqa: B008
-) -> Iterator[None]:
+def gathering(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[None]:
     """Inside the block forward passes find their weights and ZeRO-3's hooks are off; blocks may nest.
 
-    All weights are gathered once, or each of the decoder's `layers` whenever it runs: `run.gather`. In
-    that case `by_layer` is entered too: what cannot run on weights that come and go, it switches off.
+    All weights are gathered once, or each of the decoder's `layers` whenever it runs: `run.gather`. In that
+    case weights come and go by hooks on the layers, from which packed layers see that they cannot run.
     """
-    global _depth
-    _depth += 1
+    if _process.is_gathering:
+        yield
+        return
+    _process.is_gathering = True
     try:
-        if _depth > 1:
-            yield
-            return
-        with _without_hooks(_engines.get(model)):
+        with _without_hooks(_process.engines.get(model)):
             once = not layers or _fit(model)
-            with gathered(model.parameters()) if once else _layer_by_layer(model, layers, by_layer):
+            with gathered(model.parameters()) if once else _layer_by_layer(model, layers):
                 yield
     finally:
-        _depth -= 1
+        _process.is_gathering = False
 
 
 def _fit(model: nn.Module) -> bool:
@@ -92,13 +96,12 @@ def _fit(model: nn.Module) -> bool:
 
 
 @contextlib.contextmanager
-def _layer_by_layer(
-    model: nn.Module, layers: Sequence[nn.Module], by_layer: AbstractContextManager[None]
-) -> Iterator[None]:
+def _layer_by_layer(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[None]:
     """Inside the block a decoder layer's base weights are gathered when it runs, all others all the time.
 
-    A gathering needs all ranks. So every rank runs passes until all have run theirs: a rank that has finished
-    (a longer response elsewhere, more micro-batches) gathers along, and computes nothing, before ranks talk.
+    A gather needs all ranks, and ranks run different numbers of passes: a longer response here, more
+    micro-batches there. So a rank that has finished joins the gathers of the others, and computes nothing,
+    until all have finished; it does so before any other collective, which would else meet a gather.
     """
     weights = [[p for name, p in layer.named_parameters() if ".lora_" not in name] for layer in layers]
     in_layers = {id(parameter) for layer in weights for parameter in layer}
@@ -106,7 +109,7 @@ def _layer_by_layer(
 
     def before(number: int, layer: nn.Module, inputs: Any) -> None:
         del layer, inputs
-        if number == 0:
+        if number == 0:  # a pass begins: its layers' gathers are those that finished ranks join
             world().count_busy(True)
         open_layers[number] = contextlib.ExitStack()
         open_layers[number].enter_context(gathered(weights[number]))
@@ -126,7 +129,6 @@ def _layer_by_layer(
         for number, layer in enumerate(layers):
             stack.callback(layer.register_forward_pre_hook(functools.partial(before, number)).remove)
             stack.callback(layer.register_forward_hook(functools.partial(after, number)).remove)
-        stack.enter_context(by_layer)
         stack.enter_context(world().before_collectives(catch_up))
         yield
         catch_up()
@@ -139,6 +141,7 @@ def _without_hooks(engine: Any) -> Iterator[None]:
         yield
         return
     offload = engine.optimizer.parameter_offload
+    # DeepSpeed refuses to release a weight that a module of an earlier pass is still noted to use.
     for parameter in engine.module.parameters():
         parameter.ds_active_sub_modules.clear()
     for hook in [*offload.forward_hooks, *offload.backward_hooks]:
@@ -147,6 +150,7 @@ def _without_hooks(engine: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        # DeepSpeed prefetches in the order of modules that it has recorded. New hooks begin a new record.
         coordinator = offload.get_param_coordinator()
         if not coordinator.is_invalid_trace():
             coordinator._invalidate_trace()

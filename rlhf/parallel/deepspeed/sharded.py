@@ -1,6 +1,6 @@
-"""What can be done with weights that ZeRO-3 has cut over ranks, without any device holding all of them.
+"""What can be done with weights that ZeRO-3 has sharded over ranks, without any device holding all of them.
 
-Where they are not cut it is what anyone would do with them.
+With whole weights the functions do the plain thing.
 """
 
 import torch
@@ -11,7 +11,7 @@ from rlhf.parallel.world import world
 
 
 def whole_shape(parameter: Tensor) -> torch.Size:
-    """The shape of a parameter, of which this rank may hold a part."""
+    """The shape of a parameter, of which this rank may hold a shard."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
@@ -19,8 +19,8 @@ def convert(model: nn.Module, dtype: torch.dtype) -> None:
     """Round all weights to `dtype`, or make them wider."""
     model.to(dtype)
     for parameter in model.parameters():
-        if (part := getattr(parameter, "ds_tensor", None)) is not None:
-            part.data = part.data.to(dtype)
+        if (shard := getattr(parameter, "ds_tensor", None)) is not None:
+            shard.data = shard.data.to(dtype)
 
 
 def assemble(model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from torch import Tensor
 
-from rlhf.parallel.deepspeed.gather import gathered, trained_by
+from rlhf.parallel.deepspeed.gather import gathered, set_engine
 from rlhf.parallel.deepspeed.setup import deepspeed_settings, forget_settings, quiet
 from rlhf.parallel.world import world
 from rlhf.training.deepspeed.state import ZeroState
@@ -34,7 +34,7 @@ class ZeroOptimization(Optimization):
         self._groups = [list(group["params"]) for group in plain.optimizer.param_groups]
         self._sums: dict[str, Tensor] = {}
         self._engine = _prepare(backbone, plain)
-        trained_by(backbone, self._engine)
+        set_engine(backbone, self._engine)
         self._state = ZeroState(self._engine, self.named, self._groups)
 
     def forward(self, work: Callable[[], T]) -> T:

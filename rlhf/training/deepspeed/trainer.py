@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf.parallel.deepspeed.gather import trained_by
+from rlhf.model.layers.router import replace_forward
+from rlhf.parallel.deepspeed.gather import set_engine
 from rlhf.parallel.deepspeed.setup import deepspeed_settings, forget_settings
 from rlhf.parallel.world import world
 from rlhf.training.deepspeed.nonfinite import skip_what_is_not_finite
@@ -44,7 +45,7 @@ class TrainerEngine:
     ) -> None:
         self._engine = engine
         self.state = ZeroState(engine, named, groups, keep=_keep_on_the_first)
-        trained_by(engine.module, engine)
+        set_engine(engine.module, engine)
         skip_what_is_not_finite(engine)
         self._undo = contextlib.ExitStack()
         """What `release` takes back of what was done to the module."""
@@ -73,11 +74,7 @@ class TrainerEngine:
         module = self._engine.module
         # Copies that are kept would make the whole model of what ZeRO-3 gathers layer by layer.
         computing = torch.autocast(world().device.type, dtype=torch.bfloat16, cache_enabled=world().zero < 3)
-        own = vars(module).get("forward")  # TRL's, or none: then it is the class's
-        self._undo.callback(
-            *((delattr, module, "forward") if own is None else (setattr, module, "forward", own))
-        )
-        module.forward = computing(module.forward)
+        self._undo.callback(replace_forward(module, computing(module.forward)))
 
     def release(self) -> None:
         """Free the module of DeepSpeed, training is over. What ZeRO-3 has cut stays cut."""
@@ -85,7 +82,7 @@ class TrainerEngine:
         self._undo.close()
         if world().zero == 3:
             self._engine.destroy()
-            trained_by(module, None)
+            set_engine(module, None)
             parameters = list(module.parameters())
             parameters[0].partition(parameters)  # small ones are whole during training
             for parameter in parameters:

@@ -9,7 +9,8 @@ from ppo.evaluate import merged_gap
 from ppo.models import POLICY, VALUE, AdapterReward, build_roles
 from ppo.rollout import PromptSet, collect
 from reward.model import ROLE, RewardCard, measure_normalization
-from rlhf.model.backbone import Backbone, init_head
+from rlhf.model.adapters import init_head
+from rlhf.model.backbone import Backbone
 from rlhf.settings.groups import Precision
 from tests.invariant.test_ppo_properties import PRECISIONS, PROMPTS, ppo_settings
 from tests.small import perturb, small_backbone

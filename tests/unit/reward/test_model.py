@@ -9,7 +9,8 @@ import torch
 from reward.model import RewardCard, base_identity, folder_identity, load_reward, pad_right, score_sequences
 from reward.publish import write_model
 from rlhf.errors import UserError
-from rlhf.model.backbone import Backbone, init_head
+from rlhf.model.adapters import init_head
+from rlhf.model.backbone import Backbone
 from rlhf.runs.files import sha256_file
 from rlhf.runs.manifest import Manifest
 from rlhf.settings.groups import Precision

@@ -12,7 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from rlhf.errors import UserError
-from rlhf.model.backbone import REFERENCE, Backbone, check_model_path, init_head
+from rlhf.model.adapters import init_head
+from rlhf.model.backbone import REFERENCE, Backbone
+from rlhf.model.loading import check_model_path
 from rlhf.settings.groups import LoraSettings
 from tests.small import LORA, perturb, small_backbone
 
@@ -141,7 +143,7 @@ def test_chunked_logprobs_equal_whole_ones_with_their_gradients(monkeypatch: pyt
     results = []
     for limit in (2**26, 60 * 3):
         for name in ("_LOGIT_ELEMENTS_PER_CHUNK", "_LOGIT_ELEMENTS_KEPT"):
-            monkeypatch.setattr(f"rlhf.model.backbone.{name}", limit)
+            monkeypatch.setattr(f"rlhf.model.logits.{name}", limit)
         backbone.zero_grad()
         with backbone.role("policy"):
             hidden = backbone.hidden(IDS)[:, :-1].flatten(0, 1)

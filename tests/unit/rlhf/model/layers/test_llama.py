@@ -23,6 +23,7 @@ from transformers import (
 from rlhf.model.backbone import Backbone
 from rlhf.model.batching import TokenBatch
 from rlhf.model.layers import llama as fused
+from rlhf.model.layers.router import replace_forward
 from rlhf.model.layers.varlen import attend
 from rlhf.settings.groups import LoraSettings
 from tests.small import small_backbone, word_tokenizer, write_small_model
@@ -210,7 +211,7 @@ def test_only_fp32_is_fused(tmp_path: Path) -> None:
 def test_one_layer_that_differs_keeps_all_from_being_fused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     backbone = backbone_of(llama(), tmp_path)
-    layer = backbone.fused._layers[2]
-    plain_forward = layer.plain
-    layer.plain = lambda *args, **kwargs: plain_forward(*args, **kwargs) * 2
+    layer = backbone.layers[2]
+    own = layer.forward
+    replace_forward(layer, lambda *args, **kwargs: own(*args, **kwargs) * 2)
     assert not backbone.fused.can_run()
