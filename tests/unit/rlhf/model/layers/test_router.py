@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers import (
+    DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -314,6 +315,22 @@ def test_a_pass_that_fails_leaves_the_decoder_as_it_was(build: Callable[..., Bac
     undo()
     assert not any(layer.training for layer in backbone.layers)
     assert torch.equal(backbone.hidden(batch()), before_BLH)
+
+
+@both_kinds
+def test_decoding_after_any_pass_is_decoding_before(make: Make, build: Callable[..., Backbone]) -> None:
+    backbone = build(make)
+    ids_BL = batch().ids_BL
+    mask_BL = torch.ones_like(ids_BL)
+
+    def decoded() -> Tensor:
+        return backbone.next_hidden(ids_BL, mask_BL, DynamicCache(config=backbone.model.config))
+
+    before_BLH = decoded()
+    trunk_BLH = backbone.run_trunk(batch())
+    assert torch.equal(decoded(), before_BLH)
+    backbone.hidden(batch(), trunk_BLH=trunk_BLH)
+    assert torch.equal(decoded(), before_BLH)
 
 
 def test_a_forward_pass_cannot_be_changed() -> None:
