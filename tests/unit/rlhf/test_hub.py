@@ -6,7 +6,7 @@ import pytest
 from huggingface_hub import constants
 
 from rlhf.errors import UserError
-from rlhf.hub import Kind, check_hub
+from rlhf.hub import Kind, check_hub, local_model_folder
 
 
 @pytest.fixture
@@ -46,3 +46,14 @@ def test_nothing_is_asked_offline(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     check_hub("nobody/nothing", kind="model", where=nobody)
     assert capsys.readouterr().err == ""
+
+
+def test_a_model_is_in_a_folder_or_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert local_model_folder("owner/name", where="x") is None
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    assert local_model_folder("owner/name", where="x") == Path("owner/name")
+    (tmp_path / "owner" / "file").write_text("")
+    for path in ("./owner/other", "other", "a/b/c", "~/model", "owner/file"):
+        with pytest.raises(UserError, match=r"^model\.path: there is no such model folder"):
+            local_model_folder(path, where="model.path")

@@ -20,7 +20,7 @@ from rlhf.optional import silent
 def work(argv):
     with silent():
         import labeling.sample, labeling.constitution.local, ppo.chat, ppo.train, reward.train, sft.train
-    from rlhf.model.backbone import quiet_transformers
+    from rlhf.model.loading import quiet_transformers
     from tests.small import small_backbone
     quiet_transformers()
     small_backbone("policy", "value", precision=argv[0])
