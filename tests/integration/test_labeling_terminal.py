@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from labeling.store.assignment import shown_order
 from labeling.store.labels import read_labels
 from labeling.store.project import Project
 from tests.screens import small_project
@@ -96,19 +97,17 @@ def test_a_program_that_is_killed_leaves_the_draft(project: Project) -> None:
 
 
 def test_hostile_answers_reach_no_terminal_raw(tmp_path: Path) -> None:
+    labeler = "a;rm -rf $(x)"
     with (
         small_project(str(tmp_path / "hostile"), HOSTILE, "漢" * 3000, "x" * 1_000_000) as project,
-        terminal(*rank(project, "a;rm -rf $(x)")) as screen,
+        terminal(*rank(project, labeler)) as screen,
     ):
-        for _ in range(4):
-            text = screen.until_shown("question 0")
-            screen.press("Right", "Space")
-            if "␛[2J" in text:
-                assert "␛[2J␛]0;owned␇␛[31mred ⟨U+009B⟩31m ␀ ⟨U+202E⟩abc [bold]x[/]" in text
-                break
-        else:
-            pytest.fail("the hostile answer was never shown")
-        assert "a;rm -rf $(x)" in screen.text
+        [item] = project.items("item")[:1]
+        place = shown_order(project.rules.seed, labeler, item.key, 3).index(0)
+        screen.until_shown("question 0")
+        screen.press(*["Right"] * place)
+        screen.until_shown("␛[2J␛]0;owned␇␛[31mred ⟨U+009B⟩31m ␀ ⟨U+202E⟩abc [bold]x[/]")
+        assert labeler in screen.text
         screen.press("q")
         screen.until_shown("status=0")
 

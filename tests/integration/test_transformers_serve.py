@@ -80,7 +80,7 @@ def listens(port: int) -> bool:
 
 
 def compare(folder: Path, url: str, model: Path, **endpoint: Any) -> dict[str, Any]:
-    """Let it compare stories, in which it says A or B seldom; the report's figures."""
+    """Let it compare stories, in which it says A or B seldom; the report's metrics."""
     items = [
         {"prompt": f"Once there was a {who}.", "completions": [" It ran home.", " It was sad and cried."]}
         for who in ("cat", "boy", "bird")

@@ -25,7 +25,7 @@ def test_nothing_that_a_terminal_obeys_gets_through(text: str) -> None:
 
 
 @given(ANY)
-def test_what_is_harmless_stays_so(text: str) -> None:
+def test_what_is_safe_stays_as_it_is(text: str) -> None:
     assert sanitize(sanitize(text)) == sanitize(text)
 
 

@@ -1,4 +1,4 @@
-"""Coefficients of agreement against their definitions, written out pair by pair, and published figures."""
+"""Coefficients of agreement against their definitions, written out pair by pair, and published values."""
 
 import json
 import math
@@ -150,7 +150,7 @@ def test_tau_compares_with_the_consensus_of_the_others() -> None:
     assert "ann" not in found  # bo and cy cancel: their consensus ties everything
 
 
-def test_published_figures_of_pandalm(shared: Path) -> None:
+def test_published_values_of_pandalm(shared: Path) -> None:
     rows = json.loads((shared / "data" / "pandalm" / "testset-v1.json").read_text())
     place = {1: 0, 0: 1, 2: 2}
     table = [[place[int(row[f"annotator{n}"])] for n in (1, 2, 3)] for row in rows]

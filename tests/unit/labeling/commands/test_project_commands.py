@@ -224,7 +224,7 @@ def test_a_project_without_labels_has_a_status(capsys: pytest.CaptureFixture[str
     assert "not determined" in capsys.readouterr().out
 
 
-def test_one_item_gives_figures_without_an_interval(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_item_gives_values_without_an_interval(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = {"prompt": "p", "completions": ["a", "b", "c"]}
     rows: list[dict[str, Any]] = [
         {**row, "ranks": [1, 2, 3], "annotator": "ann"},

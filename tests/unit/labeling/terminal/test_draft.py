@@ -1,4 +1,4 @@
-"""Entering ranks: where the focus goes, ties by rules, and every step back."""
+"""Entering ranks: where the focus goes, ties where the rules allow them, and every step back."""
 
 import pytest
 from hypothesis import given
@@ -37,7 +37,7 @@ def test_a_draft_begins_at_its_first_gap() -> None:
     assert draft(3, Judgement((1, 2, 3))).focus == 0
 
 
-def test_ties_where_the_policy_has_them() -> None:
+def test_ties_where_the_rules_allow_them() -> None:
     entered = draft(2)
     entered.rank(1)
     entered.rank(1)

@@ -1,4 +1,4 @@
-"""Every key of the labeler's screen, under every rules, and what it shows."""
+"""Every key of the labeler's screen, under all rules, and what it shows."""
 
 import re
 import unicodedata
@@ -87,7 +87,7 @@ def test_every_key_is_saved_at_once(new: New) -> None:
     assert task.draft.ranks == (3, 1, None)
 
 
-def test_ties_stand_or_are_exchanged_as_the_policy_says(new: New, tmp_path: Path) -> None:
+def test_ties_stand_or_are_exchanged_as_the_rules_say(new: New, tmp_path: Path) -> None:
     async def story(screen: Screen) -> None:
         await screen.press("1", "1", "2", "enter")
 
