@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks.base_model import base_bytes, perturb
 from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.model.layers.router import replace_forward
-from rlhf.sampling.local import sample
+from rlhf.sampling.engine import sample
 from rlhf.sampling.rollouts import Rollouts, from_lists
 from rlhf.settings.groups import LoraSettings, ModelSettings, Precision, SamplingSettings
 

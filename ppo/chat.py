@@ -84,7 +84,7 @@ class Conversation:
 
     def _sample(self, prompt: str | Sequence[Message]) -> str:
         from rlhf.model.chat import encode_prompt
-        from rlhf.sampling.local import sample
+        from rlhf.sampling.engine import sample
         from rlhf.sampling.rollouts import responses_text
 
         ids = encode_prompt(self.backbone.tokenizer, prompt if isinstance(prompt, str) else tuple(prompt))

@@ -15,7 +15,7 @@ from ppo.models import POLICY, VALUE, RewardSource
 from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.model.batching import balanced
 from rlhf.parallel.world import world
-from rlhf.sampling.local import sample
+from rlhf.sampling.engine import sample
 from rlhf.sampling.rollouts import Rollouts, merge_shares, responses_text
 from rlhf.statistics.masked import whiten
 

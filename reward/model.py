@@ -24,7 +24,7 @@ from rlhf.model.weights import gathered_weights
 from rlhf.parallel.world import world
 from rlhf.runs.files import sha256_file
 from rlhf.runs.manifest import MODEL, JsonFile, Manifest
-from rlhf.sampling.local import sample
+from rlhf.sampling.engine import sample
 from rlhf.settings.groups import Precision, SamplingSettings
 
 # Shapes: B sequences, L tokens of a padded sequence, H hidden size, S samples.

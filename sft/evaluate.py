@@ -13,7 +13,7 @@ from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.model.chat import prompt_text
 from rlhf.model.weights import gathered_model, gathered_weights
 from rlhf.parallel.world import world
-from rlhf.sampling.local import sample
+from rlhf.sampling.engine import sample
 from rlhf.sampling.rollouts import merge_shares, responses_text
 from rlhf.settings.groups import SamplingSettings
 from sft.data import Example

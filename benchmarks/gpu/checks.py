@@ -19,7 +19,7 @@ from benchmarks.gpu.swaps import counted_replays, plain_path, uncaptured
 from ppo.models import POLICY, VALUE
 from ppo.rollout import PromptSet, response_logprobs, score_tokens
 from reward.model import ROLE
-from rlhf.sampling.local import sample
+from rlhf.sampling.engine import sample
 from rlhf.sampling.rollouts import Rollouts
 
 # Shapes: B rollouts, T response tokens, N response tokens of all rollouts.

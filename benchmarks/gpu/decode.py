@@ -17,7 +17,7 @@ from benchmarks.gpu.plan import Case, LlamaShape
 from benchmarks.gpu.swaps import counted_replays
 from ppo.models import POLICY
 from rlhf.model.backbone import REFERENCE, Backbone
-from rlhf.sampling.local import sample
+from rlhf.sampling.engine import sample
 
 _COPY_BYTES = {"cuda": 2**32, "cpu": 2**26}
 _NUM_COPIES = 10

@@ -23,7 +23,7 @@ from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.model.chat import encode_completion, encode_prompt
 from rlhf.runs.files import tree_hash
 from rlhf.runs.progress import progress
-from rlhf.sampling.local import sample
+from rlhf.sampling.engine import sample
 from rlhf.sampling.rollouts import from_lists, responses_text
 from rlhf.settings.groups import ModelSettings, SamplingSettings
 

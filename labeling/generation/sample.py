@@ -24,7 +24,7 @@ from rlhf.model.chat import check_room, encode_completion, encode_prompt, fit, l
 from rlhf.parallel.start import start_process
 from rlhf.runs.progress import Progress, print_result, progress
 from rlhf.runs.stage import StageRun, require
-from rlhf.sampling.local import sample
+from rlhf.sampling.engine import sample
 from rlhf.sampling.rollouts import responses_text
 from rlhf.settings.groups import ModelSettings, RunSettings
 from rlhf.settings.recipe import Recipe

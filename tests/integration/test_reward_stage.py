@@ -23,7 +23,7 @@ from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.model.chat import encode_completion, encode_prompt
 from rlhf.runs.metrics import read_metrics
 from rlhf.runs.stage import require
-from rlhf.sampling.local import sample
+from rlhf.sampling.engine import sample
 from rlhf.settings.recipe import load_recipe
 from sft.__main__ import main as sft_main
 from tests.glossary import assert_documented

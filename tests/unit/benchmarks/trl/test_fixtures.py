@@ -21,7 +21,7 @@ from ppo.config import PPOSettings
 from ppo.models import VALUE
 from ppo.train import PPO
 from rlhf.model.backbone import Backbone
-from rlhf.sampling.local import sample
+from rlhf.sampling.engine import sample
 from rlhf.sampling.rollouts import from_lists
 from rlhf.settings.groups import SamplingSettings
 from rlhf.settings.recipe import load_recipe

@@ -8,8 +8,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from rlhf.model.backbone import Backbone
-from rlhf.sampling import local as sampling
-from rlhf.sampling.local import noise, sample
+from rlhf.sampling import local
+from rlhf.sampling.engine import sample
 from rlhf.sampling.rollouts import Rollouts, responses_text
 from rlhf.settings.groups import ModelSettings, SamplingSettings
 from tests.small import LORA, perturb, small_backbone, word_tokenizer
@@ -87,17 +87,6 @@ def test_draws_follow_the_models_distribution() -> None:
     chi_square = float(((counts - expected)[big] ** 2 / expected[big]).sum())
     degrees = int(big.sum())
     assert chi_square < degrees + 5 * (2 * degrees) ** 0.5
-
-
-def test_noise_is_uniform_and_uncorrelated_between_neighbours() -> None:
-    grid = noise(1, [(0, i, 0) for i in range(400)], 400)
-    assert float(grid.min()) >= 0
-    assert float(grid.max()) < 1
-    assert abs(float(grid.mean()) - 0.5) < 0.005
-    assert abs(float(grid.var()) - 1 / 12) < 0.002
-    centred = grid - grid.mean()
-    for shifted in (centred[1:] * centred[:-1], centred[:, 1:] * centred[:, :-1]):
-        assert abs(float(shifted.mean())) * 12 < 0.02
 
 
 @pytest.mark.parametrize("pad_token", ["<eos>", "<unk>", "w3"])
@@ -221,7 +210,7 @@ def test_steps_of_one_shape_draw_the_same(monkeypatch: pytest.MonkeyPatch, batch
     backbone = small_backbone("policy")
     settings = SETTINGS.model_copy(update={"batch_size": batch_size})
     free = draw(backbone, MANY, MANY_KEYS, settings=settings)
-    monkeypatch.setattr(sampling, "fixed_shapes_pay", lambda device, settings: True)
+    monkeypatch.setattr(local, "fixed_shapes_pay", lambda device, settings: True)
     fixed = draw(backbone, MANY, MANY_KEYS, settings=settings)
     assert free.response_lists() == fixed.response_lists()
     torch.testing.assert_close(free.sampled_logprobs_BT, fixed.sampled_logprobs_BT, atol=1e-5, rtol=0)
@@ -229,8 +218,8 @@ def test_steps_of_one_shape_draw_the_same(monkeypatch: pytest.MonkeyPatch, batch
 
 def test_a_slot_that_waits_keeps_within_the_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(sampling, "REFILL_SHARE", 0.75)  # a long wait for those that end first
-    monkeypatch.setattr(sampling, "fixed_shapes_pay", lambda device, settings: True)
+    monkeypatch.setattr(local, "REFILL_SHARE", 0.75)  # a long wait for those that end first
+    monkeypatch.setattr(local, "fixed_shapes_pay", lambda device, settings: True)
     backbone = other_backbone(tmp_path, learned_positions_model())
     prompts = [[5, 6, 7, 8] for _ in range(40)]
     settings = SamplingSettings(max_response_tokens=60, batch_size=8)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rlhf.sampling.local import sample
+from rlhf.sampling.engine import sample
 from rlhf.sampling.rollouts import from_lists
 from rlhf.settings.groups import SamplingSettings
 from tests.small import small_backbone
