@@ -6,16 +6,15 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import SimpleNamespace
-from typing import Any, cast
-from unittest import mock
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerBase, masking_utils
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from plan import stand_ins
 from plan.ledger import Ledger, Profile, extrapolated
 from rlhf.errors import UserError
 from rlhf.model.adapters import adapted_modules
@@ -179,17 +178,17 @@ class Sketch:
         with torch.device("meta"):
             network = self._network(config)
             if self.precision in QUANTIZED:
-                _stand_in(network, self.precision)
-            subject: Any = wrap(network) if wrap else Backbone(network, _tokenizer(), "")
+                stand_ins.quantize(network, self.precision)
+            subject: Any = wrap(network) if wrap else Backbone(network, stand_ins.tokenizer(), "")
             if isinstance(subject, Backbone):
                 subject.fused.assume_agreement()
             for name, settings in adapters.items():
                 subject.add_adapter(name, settings, seed=0)
                 subject.add_head(name, bias=True)
         mode = FakeTensorMode()
-        _make_fake(subject, mode)
+        stand_ins.make_fake(subject, mode)
         ledger = Ledger([*subject.parameters(), *subject.buffers()])
-        with mode, ledger, mock.patch.object(masking_utils, "find_packed_sequence_indices", _none_packed):
+        with mode, ledger, stand_ins.one_sequence_a_row(network.get_decoder()):
             run(subject, ledger)
         return ledger.peaks
 
@@ -282,71 +281,3 @@ def _quantized_bytes(precision: str, weight_OI: Tensor) -> int:
         return num + 4 * weight_OI.shape[0]
     blocks = -(-num // _NF4_BLOCK)
     return num // 2 + blocks + 4 * -(-blocks // _NF4_GROUP)
-
-
-def _tokenizer() -> PreTrainedTokenizerBase:
-    """All that a backbone asks of its tokenizer before it sees text."""
-    return cast(PreTrainedTokenizerBase, SimpleNamespace(eos_token_id=0, pad_token_id=0))
-
-
-class _Packed(nn.Linear):
-    """A quantized linear layer: its weight in full lives only while it is multiplied with."""
-
-    precision: str
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        output: Tensor = _PackedProduct.apply(inputs, self.weight, self.precision == "int8")  # type: ignore[no-untyped-call]
-        return output if self.bias is None else output + self.bias
-
-
-class _PackedProduct(torch.autograd.Function):
-    """x·Wᵀ that keeps nothing but the packed weight; 8-bit weights are scaled in fp32 after the product."""
-
-    @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight_OI: Tensor, scales: bool) -> Tensor:
-        ctx.weight_OI, ctx.scales = weight_OI, scales
-        output = nn.functional.linear(inputs, weight_OI.clone())
-        return output.float().mul(1.0).to(output.dtype) if scales else output
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
-        gradient = gradients[0]
-        if ctx.scales:
-            gradient = gradient.float().mul(1.0).to(gradient.dtype)
-        return gradient @ ctx.weight_OI.clone(), None, None
-
-
-def _stand_in(network: Any, precision: str) -> None:
-    """Let the linear layers compute as quantized ones do."""
-    head = network.get_output_embeddings()
-    for module in network.modules():
-        if type(module) is nn.Linear and module is not head:
-            module.__class__ = _Packed
-            cast(_Packed, module).precision = precision
-
-
-def _none_packed(position_ids: Tensor) -> None:
-    """Rows hold one sequence each, which transformers cannot read off positions that have no values."""
-    del position_ids
-
-
-def _make_fake(subject: nn.Module, mode: FakeTensorMode) -> None:
-    """Turn meta tensors into fake ones that say they are on the CPU; tied ones stay tied.
-
-    On the CPU attention takes its fused kernel, which keeps what those on CUDA keep; meta tensors would not.
-    """
-    made: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def fake(tensor: Tensor) -> Tensor:
-        if id(tensor) not in made:
-            new: Tensor = FakeTensor(mode, tensor.detach(), torch.device("cpu"))
-            if isinstance(tensor, nn.Parameter):
-                new = nn.Parameter(new, requires_grad=tensor.requires_grad)
-            made[id(tensor)] = (new, tensor)
-        return made[id(tensor)][0]
-
-    for module in subject.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    tensors[name] = cast(Any, fake(tensor))

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from plan import runs
+from plan import decoding, passes, supervised
+from plan.inputs import Batch, Run
 from plan.ledger import GRADIENTS, TRUNK, Profile
 from plan.memory import Devices, Phase, Resident, StagePlan, phase
 from plan.model import QUANTIZED, Sketch
-from plan.runs import Batch
 from ppo.config import PPOSettings
 from reward.config import RewardSettings
 from rlhf.errors import UserError
@@ -98,7 +98,7 @@ def plan_sft(request: Request) -> StagePlan:
     if settings.method != "none":
         per_step = settings.batch_size // settings.accumulation
         batch = Batch(request.each(per_step), tokens, tokens)
-        run = runs.fine_tuning(
+        run = supervised.fine_tuning(
             batch,
             bf16=trained_in == "bf16",
             checkpointing=settings.gradient_checkpointing,
@@ -106,15 +106,15 @@ def plan_sft(request: Request) -> StagePlan:
             on_cuda=devices.on_cuda,
         )
         phases.append(
-            phase("training", resident, sketch.profile({}, run, wrap=runs.fine_tuned(lora)), devices)
+            phase("training", resident, sketch.profile({}, run, wrap=supervised.fine_tuned(lora)), devices)
         )
         phases.append(phase("update", resident, _step(resident), devices))
     limit = min(_MEASURED_TOKENS, _MEASURED_LOGITS // sketch.network.config.get_text_config().vocab_size)
-    run = runs.held_out(Batch.within(limit, 2**31, tokens=tokens, response_tokens=0))
-    measured = sketch.profile({}, run, wrap=runs.fine_tuned(lora))
+    run = supervised.held_out(Batch.within(limit, 2**31, tokens=tokens, response_tokens=0))
+    measured = sketch.profile({}, run, wrap=supervised.fine_tuned(lora))
     phases.append(phase("measuring", resident, measured, devices))
     if settings.num_samples:
-        run = runs.sampling(
+        run = decoding.sampling(
             request.each(settings.num_samples),
             prompt,
             settings.sampling,
@@ -135,10 +135,10 @@ def plan_reward(request: Request) -> StagePlan:
     trained = sketch.adapter_parameters(settings.lora, stage="reward") + sketch.hidden_size
     resident = _resident(sketch, adapters=trained, trained=trained)
     batch = Batch.within(settings.micro_batch_tokens, 2**31, tokens=tokens, response_tokens=1)
-    run = runs.training(batch, with_logits=(), without=(_REWARD,), again=True, below=False)
+    run = passes.training(batch, with_logits=(), without=(_REWARD,), again=True, below=False)
     trains = _profile(sketch, adapters, run, checkpointing=settings.gradient_checkpointing)
-    scores = _profile(sketch, adapters, runs.scoring(batch, role=_REWARD, with_logits=False, below=False))
-    run = runs.sampling(
+    scores = _profile(sketch, adapters, passes.scoring(batch, role=_REWARD, with_logits=False, below=False))
+    run = decoding.sampling(
         request.each(settings.num_normalization_samples),
         prompt,
         settings.sampling,
@@ -174,16 +174,16 @@ def plan_ppo(request: Request) -> StagePlan:
 
     @functools.cache
     def drawing(num: int) -> Profile:
-        run = runs.sampling(num, prompt, settings.sampling, role=_POLICY, on_cuda=devices.on_cuda)
+        run = decoding.sampling(num, prompt, settings.sampling, role=_POLICY, on_cuda=devices.on_cuda)
         return sketch.profile(adapters, run, per_trained_layer=False)
 
     @functools.cache
     def scoring(micro: Batch) -> Profile:
-        return sketch.profile(adapters, runs.scoring(micro, role=_POLICY, with_logits=True, below=below))
+        return sketch.profile(adapters, passes.scoring(micro, role=_POLICY, with_logits=True, below=below))
 
     without = (_POLICY if settings.value == "joint" else _VALUE,)
     again = step_rows > batch(step_rows).rows
-    run = runs.training(batch(step_rows), with_logits=(_POLICY,), without=without, again=again, below=below)
+    run = passes.training(batch(step_rows), with_logits=(_POLICY,), without=without, again=again, below=below)
     training = _profile(sketch, adapters, run, checkpointing=settings.gradient_checkpointing)
     state = tokens * sketch.hidden_size * sketch.compute.itemsize if below else 0
     refills = settings.sampling.batch_size + 1  # more rows than that are drawn in the same way
@@ -237,9 +237,9 @@ def _resident(sketch: Sketch, *, adapters: int, trained: int) -> Resident:
 
 
 def _profile(
-    sketch: Sketch, adapters: Mapping[str, LoraSettings], run: runs.Run, *, checkpointing: bool = False
+    sketch: Sketch, adapters: Mapping[str, LoraSettings], run: Run, *, checkpointing: bool = False
 ) -> Profile:
-    return sketch.profile(adapters, runs.checkpointed(run) if checkpointing else run)
+    return sketch.profile(adapters, passes.checkpointed(run) if checkpointing else run)
 
 
 def _step(resident: Resident) -> Profile:

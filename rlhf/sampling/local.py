@@ -17,6 +17,7 @@ from transformers import Cache, DynamicCache
 from rlhf.model.backbone import Backbone
 from rlhf.sampling.draws import Draws
 from rlhf.sampling.fixed_step import FixedStep, fixed_shapes_pay
+from rlhf.sampling.kv_slots import Columns, KVSlots, columns_for
 from rlhf.sampling.noise import Key, uniforms
 from rlhf.sampling.rollouts import Rollouts, pad_left
 from rlhf.settings.groups import SamplingSettings

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from plan import runs
+from plan import decoding, passes, supervised
+from plan.inputs import Batch, Run
 from plan.ledger import ACTIVATIONS, GRADIENTS, LOGITS, Ledger, Profile, extrapolated
 from plan.model import Sketch
-from plan.runs import Batch, Run
 from rlhf.model.backbone import Backbone
 from rlhf.model.layers.llama import FusedLayers
 from rlhf.settings.groups import LoraSettings, ModelSettings, Precision, SamplingSettings
@@ -83,13 +83,14 @@ def assert_alike(one: Profile, other: Profile) -> None:
         assert all(abs(rows[row] - other[section][row]) <= 16 for row in rows), section
 
 
-TRAINING = runs.training(BATCH, with_logits=("policy",), without=("value",), again=True, below=False)
+SHORT = SamplingSettings(max_response_tokens=8, batch_size=4)
+TRAINING = passes.training(BATCH, with_logits=("policy",), without=("value",), again=True, below=False)
 RUNS = {
     "training": TRAINING,
-    "checkpointed": runs.checkpointed(TRAINING),
-    "scoring": runs.scoring(BATCH, role="policy", with_logits=True, below=False),
-    "sampling": runs.sampling(8, 12, SamplingSettings(max_response_tokens=8, batch_size=4), role="policy"),
-    "captured": runs.sampling(
+    "checkpointed": passes.checkpointed(TRAINING),
+    "scoring": passes.scoring(BATCH, role="policy", with_logits=True, below=False),
+    "sampling": decoding.sampling(8, 12, SHORT, role="policy"),
+    "captured": decoding.sampling(
         8, 12, SamplingSettings(max_response_tokens=16, batch_size=4), role="policy", on_cuda=True
     ),
 }
@@ -108,18 +109,18 @@ def test_fake_tensors_need_what_real_ones_need(model: Path, run: Run) -> None:
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("lora", [None, LORA], ids=["full", "lora"])
 def test_fine_tuning_needs_what_real_tensors_need(model: Path, lora: LoraSettings | None, bf16: bool) -> None:
-    run = runs.fine_tuning(BATCH, bf16=bf16, checkpointing=False, again=True, on_cuda=False)
-    real: Any = runs.fine_tuned(lora)(AutoModelForCausalLM.from_pretrained(model))
+    run = supervised.fine_tuning(BATCH, bf16=bf16, checkpointing=False, again=True, on_cuda=False)
+    real: Any = supervised.fine_tuned(lora)(AutoModelForCausalLM.from_pretrained(model))
     with Ledger([*real.parameters(), *real.buffers()]) as ledger:
         run(real, ledger)
-    profile = sketch_of(model).profile({}, run, wrap=runs.fine_tuned(lora))
+    profile = sketch_of(model).profile({}, run, wrap=supervised.fine_tuned(lora))
     assert set(profile) == {"", "forward", "head", "backward"}
     assert_alike(profile, ledger.peaks)
 
 
 def test_checkpointing_saves_activations(model: Path) -> None:
-    run = runs.training(BATCH, with_logits=("policy",), without=(), again=False, below=False)
-    plain, less = (sketch_of(model).profile({"policy": LORA}, r) for r in (run, runs.checkpointed(run)))
+    run = passes.training(BATCH, with_logits=("policy",), without=(), again=False, below=False)
+    plain, less = (sketch_of(model).profile({"policy": LORA}, r) for r in (run, passes.checkpointed(run)))
     assert less["forward"].total() < 0.6 * plain["forward"].total()
 
 
@@ -138,11 +139,13 @@ def test_a_deep_model_is_extrapolated_from_shallow_ones(
     model: Path, what: str, top_layers: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lora = LoraSettings(rank=4, top_layers=top_layers)
-    run = runs.training(BATCH, with_logits=("policy",), without=(), again=True, below=top_layers is not None)
+    run = passes.training(
+        BATCH, with_logits=("policy",), without=(), again=True, below=top_layers is not None
+    )
     if what == "sampling":
-        run = runs.sampling(4, 12, SamplingSettings(max_response_tokens=8, batch_size=4), role="policy")
+        run = decoding.sampling(4, 12, SHORT, role="policy")
     elif what == "checkpointed":
-        run = runs.checkpointed(run)
+        run = passes.checkpointed(run)
 
     def highest(profile: Profile) -> int:
         return max(section.total() for section in profile.values())
@@ -178,7 +181,7 @@ def test_extrapolation_is_linear_in_the_depth() -> None:
 
 def test_a_quantized_layer_keeps_no_unpacked_weight(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FusedLayers, "can_run", lambda self: False)  # quantized layers never are
-    run = runs.training(BATCH, with_logits=("policy",), without=(), again=False, below=False)
+    run = passes.training(BATCH, with_logits=("policy",), without=(), again=False, below=False)
     plain, packed = (sketch_of(model, p).profile({"policy": LORA}, run) for p in ("fp32", "nf4"))
     weights = sum(p.numel() * 4 for p in Backbone.load(model).model.parameters())
     assert packed["forward"].total() - plain["forward"].total() < 0.25 * weights

@@ -1,6 +1,8 @@
 """Sampling: the noise of a token belongs to its row, and log-probabilities are those of the draw."""
 
-from collections.abc import Callable
+import gc
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -226,3 +228,26 @@ def test_a_slot_that_waits_keeps_within_the_context(tmp_path: Path, monkeypatch:
     rollouts = draw(backbone, prompts, [(0, i, 0) for i in range(40)], settings=settings)
     lengths = rollouts.response_lengths_B
     assert int(lengths.min()) < 30 < int(lengths.max()) == 60
+
+
+@pytest.mark.parametrize("fixed_shapes", [False, True])
+def test_nothing_keeps_the_cache_when_the_last_token_is_drawn(
+    monkeypatch: pytest.MonkeyPatch, fixed_shapes: bool
+) -> None:
+    """On a large model it is most of the memory, which training needs next; no collector is waited for."""
+    decoders: list[weakref.ref[local.SlotDecoder]] = []
+    run = local.SlotDecoder.run
+
+    def watched(self: local.SlotDecoder, order: Sequence[int]) -> None:
+        decoders.append(weakref.ref(self))
+        run(self, order)
+
+    monkeypatch.setattr(local.SlotDecoder, "run", watched)
+    monkeypatch.setattr(local, "fixed_shapes_pay", lambda device, settings: fixed_shapes)
+    backbone = small_backbone("policy")
+    gc.disable()
+    try:
+        draw(backbone)
+        assert [decoder() for decoder in decoders] == [None]
+    finally:
+        gc.enable()
