@@ -125,8 +125,18 @@ class Router:
             extra["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids_BL.device)
             extra["position_ids"] = forward_pass.packing.positions_1N
         call = _Call(forward_pass)
-        with self._entered(call), self._layers_recomputing(forward_pass):
-            output = self._decoder(input_ids=ids_BL, use_cache=False, **extra)
+        # transformers recomputes a layer only in training mode, in which the layer also refuses a KV cache:
+        # so the mode is on for this call alone. What is inside a layer stays in evaluation mode.
+        recomputes_own = forward_pass.recompute and forward_pass.packing is None and torch.is_grad_enabled()
+        in_training = self._recomputing_layers if recomputes_own else []
+        for layer in in_training:
+            layer.training = True
+        try:
+            with self._entered(call):
+                output = self._decoder(input_ids=ids_BL, use_cache=False, **extra)
+        finally:
+            for layer in in_training:
+                layer.training = False
         if forward_pass.stop is not None:
             assert call.trunk_BLH is not None
             return call.trunk_BLH
@@ -200,24 +210,6 @@ class Router:
         """
         assert self._call is not None
         return contextlib.nullcontext(), self._entered(self._call)
-
-    @contextlib.contextmanager
-    def _layers_recomputing(self, this: ForwardPass) -> Iterator[None]:
-        """Inside the block layers in their own form keep no activations, if the pass wants that.
-
-        transformers does so only with a layer in training mode, in which the layer also refuses a KV cache:
-        so the mode is on for this call alone. What is inside a layer stays in evaluation mode.
-        """
-        if not this.recompute or this.packing is not None or not torch.is_grad_enabled():
-            yield
-            return
-        for layer in self._recomputing_layers:
-            layer.training = True
-        try:
-            yield
-        finally:
-            for layer in self._recomputing_layers:
-                layer.training = False
 
 
 def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
