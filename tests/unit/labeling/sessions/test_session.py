@@ -1,63 +1,15 @@
 """What a labeler's session does to the store, on SQLite and on a real PostgreSQL."""
 
-import json
 from typing import Any
 
 import pytest
-from sqlalchemy import exc, select, text
 
 from labeling.sessions.session import Session, WorkingTime, new_submission
-from labeling.store.assignment import NoTask, shown_order
+from labeling.store.assignment import shown_order
 from labeling.store.judgements import Judgement, Task
 from labeling.store.labels import read_labels
-from labeling.store.ledger import replay
-from labeling.store.project import Project
-from labeling.store.tables import events, queue, work
 from rlhf.errors import UserError
-
-RANKS = Judgement((1, 2, "F"))
-
-
-def taken(session: Session) -> Task:
-    task = session.next()
-    assert isinstance(task, Task)
-    return task
-
-
-def reason(session: Session) -> str:
-    found = session.next()
-    assert isinstance(found, NoTask)
-    return found.reason
-
-
-def handed_in(session: Session, judgement: Judgement = RANKS) -> Task:
-    task = taken(session)
-    session.submit(task, judgement, submission=new_submission())
-    return task
-
-
-def kinds(project: Project, *which: str) -> list[str]:
-    with project.database.read() as connection:
-        found = connection.execute(select(events.c.kind).order_by(events.c.id)).scalars().all()
-    return [kind for kind in found if not which or kind in which]
-
-
-def state(project: Project, *, without: tuple[str, ...] = ()) -> list[list[dict[str, Any]]]:
-    """The whole of `work` and `queue`, but for some columns."""
-    with project.database.read() as connection:
-        return [
-            [
-                {name: value for name, value in row.items() if name not in without}
-                for row in connection.execute(select(table).order_by(*table.primary_key)).mappings()
-            ]
-            for table in (work, queue)
-        ]
-
-
-def held(project: Project) -> list[int]:
-    with project.database.read() as connection:
-        return list(connection.execute(select(queue.c.num_held).order_by(queue.c.item_id)).scalars())
-
+from tests.unit.labeling.working import RANKS, handed_in, held, kinds, reason, state, taken
 
 # Submissions
 
@@ -323,91 +275,3 @@ def test_working_time_counts_pauses_up_to_the_limit() -> None:
         now[0] = moment
         spent = timer.touch()
     assert spent == 10 + 20 + 60
-
-
-# The store
-
-
-def test_what_follows_from_the_events_is_what_the_tables_hold(make: Any, clock: Any) -> None:
-    project = make(num_items=6, overlap=2, lease_seconds=100)
-    ann, bo, cy = (Session(project, name) for name in ("ann", "bo", "cy"))
-    handed_in(ann)
-    task = taken(ann)
-    ann.save(task, Judgement((1, None, None)))
-    ann.flag(task, "odd")
-    handed_in(bo)
-    bo.undo()
-    bo.skip(taken(bo), "no")
-    bo.undo()
-    late = taken(cy)
-    clock.now += 101
-    handed_in(Session(project, "di"))
-    cy.submit(late, RANKS, submission="late")
-    ann.leave()
-    taken(Session(project, "ann"))
-    before = state(project)
-    replay(project.database)
-    assert state(project) == before
-
-
-@pytest.mark.parametrize("table", ["events", "items", "settings", "labelers", "tokens"])
-@pytest.mark.parametrize("change", ["UPDATE {} SET id = id + 1000", "DELETE FROM {}"])
-def test_the_database_refuses_to_change_what_has_happened(make: Any, table: str, change: str) -> None:
-    project = make()
-    handed_in(Session(project, "ann"))
-    project.issue_token("ann")
-    with pytest.raises(exc.DatabaseError, match="append-only"), project.database.write() as transaction:
-        transaction.connection.execute(text(change.format(table)))
-
-
-def test_a_transaction_that_breaks_off_leaves_nothing(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    project = make()
-    session = Session(project, "ann")
-    task = taken(session)
-    before, history = state(project), kinds(project)
-
-    def fails(*_: object) -> None:
-        raise RuntimeError("the power is gone")
-
-    monkeypatch.setattr("labeling.store.ledger._follow", fails)
-    with pytest.raises(RuntimeError):
-        session.submit(task, RANKS, submission="1")
-    monkeypatch.undo()
-    assert (state(project), kinds(project)) == (before, history)
-    assert not session.submit(task, RANKS, submission="1").repeated
-
-
-def test_every_event_says_who_when_and_a_label_how_it_was_shown(make: Any, clock: Any) -> None:
-    project = make()
-    with Session(project, "ann") as session:
-        handed_in(session)
-    with project.database.read() as connection:
-        rows = connection.execute(select(events).order_by(events.c.id)).mappings().all()
-    assert all(row["at"] == clock.now and row["labeler_id"] == 1 for row in rows)
-    [label] = [row for row in rows if row["kind"] == "submitted"]
-    assert sorted(json.loads(label["shown"])) == [0, 1, 2]
-    assert label["seconds"] >= 0
-    assert label["session"]
-
-
-def test_a_token_is_its_labelers_until_there_is_a_newer_one(make: Any) -> None:
-    project = make()
-    old = project.issue_token("ann")
-    assert project.labeler_of(old) == "ann"
-    new, bo = project.issue_token("ann"), project.issue_token("bo")
-    assert [project.labeler_of(token) for token in (old, new, bo)] == [None, "ann", "bo"]
-    for forged in ("", new[:-1], "' OR 1=1 --", "\0", "\ud800", old.upper()):
-        assert project.labeler_of(forged) is None
-
-
-@pytest.mark.parametrize("name", ["", "  ", "x" * 65, "a\nb", "a\x1b[2J", "\u202eann", "a\0", "\ud800"])
-def test_a_name_that_cannot_be_seen_is_no_labelers(make: Any, name: str) -> None:
-    with pytest.raises(UserError, match="name"):
-        Session(make(), name)
-
-
-def test_a_name_with_sql_is_a_name(make: Any) -> None:
-    project = make()
-    name = "Robert'); DROP TABLE events;--"
-    handed_in(Session(project, name))
-    assert [label.labeler for label in read_labels(project)] == [name]

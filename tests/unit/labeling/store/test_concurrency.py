@@ -18,7 +18,7 @@ from labeling.store.ledger import replay
 from labeling.store.project import NewItem, Project
 from labeling.store.rules import LabelingRules
 from labeling.store.tables import events, queue
-from tests.unit.labeling.sessions.test_session import state
+from tests.unit.labeling.working import state
 
 pytestmark = pytest.mark.slow
 
