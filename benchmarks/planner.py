@@ -147,8 +147,10 @@ def run_iteration(name: str, device: str, peak: PeakMemory | None = None) -> dic
     import torch
 
     from ppo.config import PPOSettings
+    from ppo.experience import compute_advantages
     from ppo.models import POLICY, build_roles
-    from ppo.rollout import PromptSet, collect, experience, score_values
+    from ppo.prompts import PromptSet, Requests
+    from ppo.rollout import RolloutScorer, Sampler
     from ppo.update import Updater
     from rlhf.model.backbone import Backbone
 
@@ -164,16 +166,15 @@ def run_iteration(name: str, device: str, peak: PeakMemory | None = None) -> dic
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(4, 1000, (num, SHAPES[name]["prompt_tokens"]), generator=generator).tolist()
     backbone.eos_ids = (network.config.vocab_size,)  # no token: every response has the greatest length
-    prompts = PromptSet(ids, [""] * num)
-    keys = [(0, row, 0) for row in range(num)]
+    requests = Requests(PromptSet(ids, [""] * num), [(0, row, 0) for row in range(num)])
     if peak:
         until["made"] = increment(peak)
-    sampled = collect(backbone, prompts, keys, reward, settings, role=POLICY, seed=0)
-    values_BT = score_values(backbone, sampled.rollouts, settings)
+    sampled = Sampler(backbone, settings, seed=0).sample(requests, role=POLICY)
+    scored = RolloutScorer(backbone, reward, settings).score(sampled, role=POLICY, for_training=True)
     if peak:
         until["sampled and scored"] = increment(peak)
-    batch, _ = experience(sampled, values_BT, settings, kl_coefficient=0.05)
-    updater.update(batch, iteration=0)
+    experience = compute_advantages(scored, settings, kl_coefficient=0.05)
+    updater.update(experience, iteration=0)
     if peak:
         until["trained"] = increment(peak)
     assert int(sampled.rollouts.response_lengths_B.min()) == settings.sampling.max_response_tokens

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.base_model import base_bytes, perturb
+from ppo.passes import response_logprobs
 from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.model.layers.router import replace_forward
 from rlhf.sampling.engine import sample
@@ -77,12 +78,8 @@ def score(backbone: Backbone, rollouts: Rollouts, role: str, *, rows: int) -> Te
     """Log-probabilities (B, T) by the training forward pass, `rows` rollouts at a time."""
     logprobs_BT = torch.zeros(rollouts.response_mask_BT.shape)
     for start in range(0, len(rollouts), rows):
-        part = rollouts.select(range(start, min(start + rows, len(rollouts))))
-        with backbone.role(role):
-            hidden_NH = part.hidden(backbone, part.before_response_N)
-        targets_N = part.response_ids_BT[part.response_mask_BT]
-        found_N = backbone.logprobs(hidden_NH, targets_N, temperature=1.0)
-        logprobs_BT[start : start + rows, : part.response_ids_BT.shape[1]] = part.spread(found_N)
+        batch = rollouts.batch(range(start, min(start + rows, len(rollouts))))
+        batch.put(response_logprobs(backbone, batch, role=role, temperature=1.0), logprobs_BT)
     return logprobs_BT
 
 
@@ -112,7 +109,7 @@ def fit(
 ) -> tuple[float, float]:
     """Fit the openings' own words; returns the share of weights that moved and the fall of the loss, nats."""
     ids = [backbone.tokenizer(text)["input_ids"] for text in OPENINGS]
-    batch = from_lists([row[:1] for row in ids], [row[1:] for row in ids], backbone)
+    batch = from_lists([row[:1] for row in ids], [row[1:] for row in ids], backbone).batch()
     parameters = backbone.set_trainable(["policy"])
     for parameter in parameters:
         parameter.data = parameter.data.to(dtype)
@@ -121,11 +118,8 @@ def fit(
     losses: list[float] = []
     for _ in range(num_steps):
         optimizer.zero_grad()
-        with backbone.role("policy"):
-            hidden_NH = batch.hidden(backbone, batch.before_response_N)
-            targets_N = batch.response_ids_BT[batch.response_mask_BT]
-            loss = -backbone.logprobs(hidden_NH, targets_N, temperature=1.0)[0].mean()
-            loss.backward()
+        loss = -response_logprobs(backbone, batch, role="policy", temperature=1.0)[0].mean()
+        loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
     moved = sum(int((now != old).sum()) for now, old in zip(parameters, before, strict=True))

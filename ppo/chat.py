@@ -1,6 +1,6 @@
 """`python -m ppo.chat`: talk to a published policy in the terminal.
 
-A line is a prompt; an empty line or Ctrl-D ends. With a chat template the conversation goes on from turn to
+A line is a prompt; an empty line or Ctrl-D ends. With a chat template the conversation continues from turn to
 turn, otherwise every line stands for itself. `/reference` and `/policy` switch between the SFT model and the
 policy, `/new` forgets the conversation.
 """
@@ -22,7 +22,7 @@ from rlhf.settings.recipe import Recipe
 
 DESCRIPTION = (
     "Talk to the policy that the PPO stage published: a line is a prompt.\n"
-    "Say /reference to hear the SFT model instead, /policy to go back, /new to forget the conversation;\n"
+    "Say /reference to talk to the SFT model instead, /policy to go back, /new to forget the conversation;\n"
     "an empty line or Ctrl-D ends."
 )
 HELP = "empty line or Ctrl-D: end; /new: forget; /policy, /reference: who answers"

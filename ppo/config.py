@@ -26,12 +26,12 @@ class KLSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """Measurements on held-out prompts."""
+    """Evaluation on held-out prompts."""
 
     num_prompts: int = setting(128, ge=1)
     """Held-out prompts used at most."""
     every_iterations: int = setting(10, ge=0)
-    """Iterations between two measurements during training; 0 measures before and after only."""
+    """Iterations between two evaluations during training; 0 evaluates before and after only."""
     gold: str | None = setting(None, semantic=False)
     """A scorer that training never sees, `file.py:function` or `module:function`."""
     gold_best: float | None = None
@@ -106,13 +106,13 @@ class PPOSettings(Settings):
     """Once the policy is this far from its rollouts (nats per token), the iteration ends early."""
 
     evaluation: EvaluationSettings = EvaluationSettings()
-    """Measurements on held-out prompts."""
+    """Evaluation on held-out prompts."""
     checkpoint_every_iterations: int = setting(10, semantic=False, ge=1)
     """Iterations between two checkpoints."""
     keep_checkpoints: int = setting(2, semantic=False, ge=1)
-    """Newest checkpoints that are kept, beside the best by the held-out gold score (without one: reward)."""
+    """Newest checkpoints that are kept, and the best by the held-out gold score (without one: reward)."""
     publish: Literal["last", "best"] = "last"
-    """Which policy is published: that of the last iteration, or the best one that was measured."""
+    """Which policy is published: that of the last iteration, or the best one that was evaluated."""
     sample_table_every: int = setting(10, semantic=False, ge=0)
     """Iterations between two tables of rollouts; 0 writes none."""
     export_merged: bool = False

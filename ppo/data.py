@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppo.config import PPOSettings
-from ppo.rollout import PromptSet
+from ppo.prompts import PromptSet
 from rlhf.data.counts import RecordCounts
 from rlhf.data.records import Prompt
 from rlhf.data.sources import read_prompts, split_by_prompt
@@ -26,7 +26,8 @@ def load_prompts(backbone: Backbone, settings: PPOSettings, *, seed: int, run_fo
     """Read the recipe's prompts and leave room for a response in each.
 
     Raises:
-        UserError: a source cannot be read, a prompt does not fit under policy `error`, or too few are left.
+        UserError: a source cannot be read, a prompt is too long (under `length.over_length=error`), or too
+            few are left.
     """
     check_room("ppo", settings.length, settings.sampling, context=backbone.max_length)
     records, counts = read_prompts(settings.prompts, seed=seed, run_folder=run_folder)

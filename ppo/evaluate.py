@@ -1,4 +1,4 @@
-"""Measurements on held-out prompts: before, during and after training, and against best-of-n."""
+"""Evaluation on held-out prompts: before, during and after training, and against best-of-n."""
 
 import math
 from collections.abc import Sequence
@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ppo.config import PPOSettings
-from ppo.models import RewardSource
-from ppo.rollout import PromptSet, Sampled, collect, final_scores, score_tokens
+from ppo.experience import final_scores
+from ppo.prompts import Key, PromptSet, Requests
+from ppo.rollout import RolloutScorer, Sampler, Scored, score_tokens
 from rlhf.data.scorers import Scorer
 from rlhf.errors import UserError
 from rlhf.model.backbone import REFERENCE, Backbone
@@ -18,52 +19,54 @@ from rlhf.parallel.world import world
 from rlhf.sampling.rollouts import from_lists
 from rlhf.statistics.evaluation import best_of_n_kl, distinct_n
 
+# Shapes: B rollouts, T response tokens; P prompts, S samples of each, G groups of N samples.
+
 EVALUATION = 2**40
-"""Stands where the iteration stands in a noise key: no training rollout shares an evaluation's noise."""
+"""In place of the iteration in a noise key: no training rollout shares an evaluation's noise."""
 _NUM_GAP_ROWS = 32
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Responses to the held-out prompts and their figures."""
+    """Responses to the held-out prompts and their metrics."""
 
-    sampled: Sampled
+    scored: Scored
     gold: list[float] | None
     metrics: dict[str, float]
+
+    @property
+    def quality(self) -> float:
+        """What the best policy is chosen by: mean gold score, or without a gold scorer mean reward."""
+        return self.metrics.get("gold_mean", self.metrics["reward_mean"])
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Held-out prompts with everything needed to measure a role on them."""
+    """Held-out prompts with everything needed to evaluate a role on them."""
 
-    backbone: Backbone
+    sampler: Sampler
+    scorer: RolloutScorer
     prompts: PromptSet
-    reward: RewardSource
     gold: Scorer | None
     settings: PPOSettings
-    seed: int
 
     def evaluate(self, role: str, *, samples_per_prompt: int = 1) -> Evaluation:
         """Sample every held-out prompt from `role`; prompt i's samples are rows i·n to i·n + n − 1.
 
-        The noise is the same in every call, so that two measurements differ by the policy alone.
+        The noise is the same in every call, so that two evaluations differ by the policy alone.
         """
-        indices = [i for i in range(len(self.prompts)) for _ in range(samples_per_prompt)]
-        keys = [(EVALUATION, i, s) for i in range(len(self.prompts)) for s in range(samples_per_prompt)]
-        with gathered_weights(self.backbone):
-            sampled = collect(
-                self.backbone,
-                self.prompts.take(indices),
-                keys,
-                self.reward,
-                self.settings,
-                role=role,
-                seed=self.seed,
-            )
+        keys: list[Key] = [
+            (EVALUATION, prompt, number)
+            for prompt in range(len(self.prompts))
+            for number in range(samples_per_prompt)
+        ]
+        requests = Requests(self.prompts.take([prompt for _, prompt, _ in keys]), keys)
+        with gathered_weights(self.sampler.backbone):
+            scored = self.scorer.score(self.sampler.sample(requests, role=role), role=role)
         gold = None
-        if (scorer := self.gold) is not None:
-            gold = world().run_on_rank0(lambda: scorer(sampled.prompts, sampled.responses))
-        return Evaluation(sampled, gold, self._metrics(sampled, gold))
+        if (gold_scorer := self.gold) is not None:
+            gold = world().run_on_rank0(lambda: gold_scorer(scored.prompts, scored.responses))
+        return Evaluation(scored, gold, self._metrics(scored, gold))
 
     def best_of_n(self) -> dict[int, dict[str, float]]:
         """Best-of-n of the reference by the same reward, for every n of the settings.
@@ -73,30 +76,39 @@ class Evaluator:
         sizes = sorted(set(self.settings.evaluation.best_of))
         if not sizes:
             return {}
-        drawn = self.evaluate(REFERENCE, samples_per_prompt=sizes[-1])
-        scores = final_scores(drawn.sampled, self.settings).reshape(len(self.prompts), sizes[-1]).cpu()
+        largest = sizes[-1]
+        evaluation = self.evaluate(REFERENCE, samples_per_prompt=largest)
+        scores_B = final_scores(evaluation.scored, self.settings).cpu()
         results: dict[int, dict[str, float]] = {}
         for n in sizes:
-            groups = scores[:, : sizes[-1] // n * n].reshape(len(self.prompts), -1, n)
-            groups = groups.nan_to_num(nan=-math.inf)  # what has no score is never the best
-            best = groups.argmax(-1) + torch.arange(groups.shape[1]) * n
-            rows = (best + torch.arange(len(self.prompts)).unsqueeze(1) * sizes[-1]).flatten().tolist()
-            results[n] = {"reward": finite_mean(scores.flatten()[rows]), "kl": best_of_n_kl(n)}
-            if drawn.gold is not None:
-                results[n]["gold"] = sum(drawn.gold[row] for row in rows) / len(rows)
+            rows = _best_rows(scores_B.reshape(len(self.prompts), largest), n)
+            results[n] = {"reward": finite_mean(scores_B[rows]), "kl": best_of_n_kl(n)}
+            if evaluation.gold is not None:
+                results[n]["gold"] = sum(evaluation.gold[row] for row in rows) / len(rows)
         return results
 
-    def _metrics(self, sampled: Sampled, gold: Sequence[float] | None) -> dict[str, float]:
+    def _metrics(self, scored: Scored, gold: Sequence[float] | None) -> dict[str, float]:
         metrics = {
-            "reward_mean": finite_mean(final_scores(sampled, self.settings)),
-            "kl_nats_per_response": float(sampled.kl_B.mean()),
-            "response_tokens_mean": float(sampled.rollouts.response_lengths_B.float().mean()),
-            "eos_rate": float(sampled.rollouts.ended_B.float().mean()),
-            "distinct_2": distinct_n(sampled.responses, 2),
+            "reward_mean": finite_mean(final_scores(scored, self.settings)),
+            "kl_nats_per_response": float(scored.kl_B.mean()),
+            "response_tokens_mean": float(scored.rollouts.response_lengths_B.float().mean()),
+            "eos_rate": float(scored.rollouts.ended_B.float().mean()),
+            "distinct_2": distinct_n(scored.responses, 2),
         }
         if gold is not None:
             metrics["gold_mean"] = sum(gold) / len(gold)
         return metrics
+
+
+def _best_rows(scores_PS: Tensor, n: int) -> list[int]:
+    """The best row of every group of `n` samples of one prompt, among all prompts' S samples end to end."""
+    num_prompts, num_samples = scores_PS.shape
+    num_groups = num_samples // n  # samples that fill no group are left out
+    groups_PGN = scores_PS[:, : num_groups * n].reshape(num_prompts, num_groups, n)
+    best_PG = groups_PGN.nan_to_num(nan=-math.inf).argmax(-1)  # what has no score is never the best
+    first_PG = torch.arange(num_prompts)[:, None] * num_samples + torch.arange(num_groups) * n
+    rows: list[int] = (first_PG + best_PG).flatten().tolist()
+    return rows
 
 
 def finite_mean(scores_B: Tensor) -> float:
@@ -110,20 +122,20 @@ def finite_mean(scores_B: Tensor) -> float:
         raise UserError(
             f"none of {len(scores_B)} held-out responses has a finite score",
             where="ppo.reward",
-            fix="Mend the scorer that ppo.reward names, or train the reward model anew.",
+            fix="Fix the scorer that ppo.reward names, or train the reward model again.",
         )
     return float(finite.mean())
 
 
-def merged_gap(sampled: Sampled, merged: Backbone, settings: PPOSettings) -> dict[str, float]:
-    """How far `merged` is from the policy that drew `sampled`: |Δ log-probability|, nats per token.
+def merged_gap(scored: Scored, merged: Backbone, settings: PPOSettings) -> dict[str, float]:
+    """How far `merged` is from the policy that drew `scored`: |Δ log-probability|, nats per token.
 
     An adapter trained on a quantized base is another policy on full-precision weights; merging into bf16
     rounds. At most the first `_NUM_GAP_ROWS` responses are compared, on the CPU, where `merged` is.
     """
-    rows = sampled.rollouts.select(range(min(_NUM_GAP_ROWS, len(sampled.rollouts))))
-    rollouts = from_lists(rows.prompt_lists(), rows.response_lists(), merged)
-    ours_BT = sampled.logprobs_BT[: len(rows), : rows.response_ids_BT.shape[1]].cpu()
+    compared = scored.rollouts.select(range(min(_NUM_GAP_ROWS, len(scored.rollouts))))
+    rollouts = from_lists(compared.prompt_lists(), compared.response_lists(), merged)
+    ours_BT = scored.logprobs_BT[: len(compared), : compared.response_ids_BT.shape[1]].cpu()
     theirs_BT = score_tokens(merged, rollouts, settings, role=REFERENCE)
     gap_N = (ours_BT - theirs_BT)[rollouts.response_mask_BT].abs()
     return {"merged_gap_nats_mean": float(gap_N.mean()), "merged_gap_nats_max": float(gap_N.max())}
@@ -137,15 +149,15 @@ def side_by_side(
     if after.gold is not None:
         columns += ["gold_before", "gold_after"]
     rows: list[list[str | float]] = []
-    for i in range(min(num_rows, len(after.sampled.prompts))):
+    for i in range(min(num_rows, len(after.scored.prompts))):
         row: list[str | float] = [
-            after.sampled.prompts[i],
-            before.sampled.responses[i],
-            after.sampled.responses[i],
-            float(before.sampled.scores_B[i]),
-            float(after.sampled.scores_B[i]),
-            float(after.sampled.kl_B[i]),
-            int(after.sampled.rollouts.response_lengths_B[i]),
+            after.scored.prompts[i],
+            before.scored.responses[i],
+            after.scored.responses[i],
+            float(before.scored.scores_B[i]),
+            float(after.scored.scores_B[i]),
+            float(after.scored.kl_B[i]),
+            int(after.scored.rollouts.response_lengths_B[i]),
         ]
         if before.gold is not None and after.gold is not None:
             row += [before.gold[i], after.gold[i]]

@@ -3,10 +3,8 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
 
-from ppo.evaluate import Evaluation
 from rlhf import preemption
 from rlhf.parallel.failures import is_rank_failure
 from rlhf.parallel.world import world
@@ -15,10 +13,18 @@ from rlhf.runs import checkpoints
 from rlhf.runs.checkpoints import Best, Checkpoint
 from rlhf.runs.rank_checkpoints import all_rng_tensors, newest_checkpoint, restore_own_rng
 from rlhf.runs.stage import StageRun
-from rlhf.training.nonfinite import NotFiniteError
+from rlhf.training.nonfinite import FiniteGuard, NotFiniteError
+from rlhf.training.optimizer import Optimization
 
-if TYPE_CHECKING:
-    from ppo.train import PPO
+
+@dataclass
+class RunState:
+    """All that one iteration leaves to the next."""
+
+    optimization: Optimization
+    guard: FiniteGuard
+    kl_coefficient: float
+    next_iteration: int = 0
 
 
 class Keeper:
@@ -27,39 +33,43 @@ class Keeper:
     The last boundary is held in memory, so that it can be saved at any moment of the iteration after it.
     """
 
-    def __init__(self, ppo: "PPO", stage: StageRun) -> None:
-        self._ppo, self._stage = ppo, stage
+    def __init__(self, state: RunState, stage: StageRun, *, keep_checkpoints: int) -> None:
+        self._state, self._stage, self._keep = state, stage, keep_checkpoints
         self.best = Best()
         self._boundary: Checkpoint | None = None
         self._saved: int | None = None
         self._lock = threading.Lock()
 
     def mark(self) -> None:
-        """Copy the state as it stands between two iterations."""
-        ppo = self._ppo
-        tensors = ppo.updater.optimization.tensors()
-        state = {
-            "kl_coefficient": ppo.kl_coefficient,
+        """Copy the state as it is between two iterations."""
+        state = self._state
+        values = {
+            "kl_coefficient": state.kl_coefficient,
             "best": asdict(self.best),
-            **ppo.updater.guard.state(),
+            **state.guard.state(),
         }
-        self._boundary = Checkpoint.of(ppo.next_iteration, tensors | all_rng_tensors(), state)
+        tensors = state.optimization.tensors() | all_rng_tensors()
+        self._boundary = Checkpoint.of(state.next_iteration, tensors, values)
 
-    def judge(self, measured: Evaluation) -> bool:
-        """Whether the policy that has just been measured is the best so far."""
-        return self.best.offer(self._ppo.next_iteration, self._figure(measured))
-
-    def _figure(self, measured: Evaluation) -> float:
-        return measured.metrics.get("gold_mean", measured.metrics["reward_mean"])
+    def is_best(self, quality: float) -> bool:
+        """Whether the policy as it is now, which was just found to have this quality, is the best so far."""
+        return self.best.offer(self._state.next_iteration, quality)
 
     def save(self) -> None:
         """Write the last boundary, unless that has been done; from any thread."""
         with preemption.deferred(), self._lock:
-            at = self._boundary
-            if at is not None and at.step != self._saved and world().is_rank0:
-                keep, best = self._ppo.settings.keep_checkpoints, at.state["best"]["step"]
-                checkpoints.save(self._stage.folder, at.step, at.tensors, at.state, keep=keep, best=best)
-                self._saved = at.step
+            boundary = self._boundary
+            if boundary is None or boundary.step == self._saved or not world().is_rank0:
+                return
+            checkpoints.save(
+                self._stage.folder,
+                boundary.step,
+                boundary.tensors,
+                boundary.state,
+                keep=self._keep,
+                best=boundary.state["best"]["step"],
+            )
+            self._saved = boundary.step
 
     @contextmanager
     def saving_if_stopped(self) -> Iterator[None]:
@@ -79,30 +89,32 @@ class Keeper:
                 raise
 
     def restore(self) -> bool:
-        """Go on from the newest good checkpoint, if there is one."""
+        """Resume from the newest good checkpoint, if there is one."""
         found = newest_checkpoint(self._stage.folder)
         if found is None:
             return False
-        ppo = self._ppo
-        ppo.updater.optimization.restore(found.tensors)
-        ppo.kl_coefficient = found.state["kl_coefficient"]
-        ppo.updater.guard.restore(found.state)
-        ppo.next_iteration = self._saved = found.step
-        self.best, self._boundary = Best(**found.state["best"]), found
+        state = self._state
+        state.optimization.restore(found.tensors)
+        state.guard.restore(found.state)
+        state.kl_coefficient = found.state["kl_coefficient"]
+        state.next_iteration = found.step
+        self.best = Best(**found.state["best"])
+        self._boundary = found
+        self._saved = found.step
         return True
 
     def restore_rng(self) -> None:
-        """Let random numbers go on as they did after the last boundary."""
+        """Let random numbers continue as they did after the last boundary."""
         assert self._boundary is not None
         restore_own_rng(self._boundary.tensors)
 
     def choose_best(self) -> int:
-        """Put the weights of the best measured policy in place; returns its iteration."""
-        ppo, step = self._ppo, self.best.step
+        """Put the weights of the best evaluated policy in place; returns its iteration."""
+        step = self.best.step
         found = None
-        if step is not None and step != ppo.next_iteration:
+        if step is not None and step != self._state.next_iteration:
             found = checkpoints.load(self._stage.folder, step)
         if found is None:
-            return ppo.next_iteration
-        ppo.updater.optimization.restore(found.tensors)
+            return self._state.next_iteration
+        self._state.optimization.restore(found.tensors)
         return found.step

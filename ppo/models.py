@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo.config import PPOSettings
-from reward.model import RewardModel, load_reward, measure_normalization
+from reward.model import RewardModel, load_reward, measure_normalization, raw_scores
 from rlhf.data.scorers import load_scorer
 from rlhf.model.backbone import Backbone
 from rlhf.sampling.rollouts import Rollouts
@@ -29,7 +29,7 @@ class RewardSource(Protocol):
     def score(self, rollouts: Rollouts, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         """One score (B,) in fp32 for every rollout, given as token ids and as text.
 
-        A score that is not finite is none: that rollout is left out of what is learned and measured.
+        A score that is not finite is none: that rollout is left out of training and of mean rewards.
         """
 
 
@@ -42,11 +42,10 @@ class AdapterReward:
     def score(self, rollouts: Rollouts, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         del prompts, responses
         scores_B = torch.zeros(len(rollouts), device=self._backbone.device)
-        with torch.no_grad(), self._backbone.role("reward"):
-            for rows, part in rollouts.micro_batches(self._max_tokens):
-                last_BH = part.hidden(self._backbone, part.last_B)
-                scores_B[rows] = self._backbone.scalar("reward", last_BH)
-        return (scores_B - self.model.offset) / self.model.spread
+        with torch.no_grad():
+            for batch in rollouts.micro_batches(self._max_tokens):
+                scores_B[batch.rows] = raw_scores(self._backbone, batch.tokens, trunk_BLH=batch.trunk_BLH)
+        return (scores_B - self.model.mean) / self.model.std
 
 
 class FunctionReward:
@@ -70,7 +69,7 @@ def build_roles(
 ) -> RewardSource:
     """Add the adapters and heads of every role; returns the reward.
 
-    `prompts` serve where the reward model must be normalized anew: see `normalized_here`.
+    `prompts` are sampled where the reward model must be normalized again: see `normalized_here`.
 
     Raises:
         UserError: the reward adapter was trained on another base, or the scorer cannot be loaded.
@@ -99,15 +98,16 @@ def build_roles(
 def normalized_here(
     model: RewardModel, prompts: Sequence[Sequence[int]], settings: PPOSettings, *, seed: int
 ) -> RewardModel:
-    """`model` with offset and spread measured again, if it was trained on its base in another precision.
+    """`model` with mean and std measured again, if it was trained on its base in another precision.
 
-    Quantization moves the raw scores of all samples together. Measured are samples of the SFT policy on
-    `prompts`, as many as the reward stage took; the same in every start of a run.
+    Quantization moves the raw scores of all samples together. The SFT policy is sampled on `prompts` as often
+    as the reward stage did it, with the same noise in every start of a run.
     """
-    card, precision = model.card, model.backbone.precision
+    card = model.card
+    precision = model.backbone.precision
     if card.precision == precision:
         return model
-    measured = measure_normalization(
+    normalization = measure_normalization(
         model.backbone,
         prompts,
         settings.sampling,
@@ -117,16 +117,17 @@ def normalized_here(
     )
     print(
         f"ppo: the reward model was normalized on an {card.precision} base, and this one is {precision}; "
-        f"measured again on {card.num_reference_samples} samples: offset {card.offset:+.3f} → "
-        f"{measured.offset:+.3f}, spread {card.spread:.3f} → {measured.spread:.3f}"
+        f"measured again on {card.num_reference_samples} samples: mean {card.mean:+.3f} → "
+        f"{normalization.mean:+.3f}, std {card.std:.3f} → {normalization.std:.3f}"
     )
-    changes = {"precision": precision, "offset": measured.offset, "spread": measured.spread}
+    changes = {"precision": precision, "mean": normalization.mean, "std": normalization.std}
     return RewardModel(model.backbone, card.model_copy(update=changes))
 
 
 def _start_from_reward(head: nn.Linear, backbone: Backbone, reward: AdapterReward) -> None:
     source = backbone.heads["reward"]
     assert isinstance(source, nn.Linear)
-    with torch.no_grad():
-        head.weight.copy_(source.weight / reward.model.spread)
-        head.bias.fill_(-reward.model.offset / reward.model.spread)
+    mean, std = reward.model.mean, reward.model.std
+    with torch.no_grad():  # w·h / std − mean / std is the normalized score (w·h − mean) / std
+        head.weight.copy_(source.weight / std)
+        head.bias.fill_(-mean / std)

@@ -1,4 +1,4 @@
-"""Stage 3's main line: rollout → score → advantages → update → log, once an iteration.
+"""Stage 3's main line: sample → score → advantages → update → log, once an iteration.
 
 Left out of PPO as the literature knows it: an entropy bonus (the KL penalty keeps entropy up), shared
 policy and value trunks by default (a setting), reward whitening across iterations (the reward model is
@@ -6,19 +6,17 @@ normalized once, on the SFT policy's samples), and any term of the pretraining l
 """
 
 import math
-import time
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from ppo.config import PPOSettings
 from ppo.data import Prompts, load_prompts
 from ppo.evaluate import Evaluation, Evaluator, merged_gap, side_by_side
-from ppo.keeper import Keeper
-from ppo.kl import adapt, k3
+from ppo.experience import Experience, compute_advantages
+from ppo.keeper import Keeper, RunState
+from ppo.kl import adapt
+from ppo.metrics import IterationTimer, describe, named, report, summary
 from ppo.models import POLICY, build_roles
-from ppo.rollout import Sampled, collect, experience, final_scores, schedule_prompts, score_values
+from ppo.prompts import PromptSchedule
+from ppo.rollout import RolloutScorer, Sampler, Scored
 from ppo.update import Updater
 from reward.model import base_identity
 from rlhf import preemption
@@ -32,132 +30,124 @@ from rlhf.runs.progress import print_result, progress
 from rlhf.runs.stage import StageRun, Writer
 from rlhf.runs.tracker import Tracker, track
 from rlhf.settings.recipe import Recipe
-from rlhf.statistics.masked import masked_mean, masked_variance
+
+_NUM_SHOWN = 8
+"""Rollouts in a table of an iteration."""
 
 
 class PPO:
-    """The state of a run between two iterations, and what an iteration does to it."""
+    """A policy in training: what an iteration needs, and what it changes (`state`)."""
 
     def __init__(self, recipe: Recipe, settings: PPOSettings) -> None:
-        self.recipe, self.settings, self.seed = recipe, settings, recipe.run.seed
-        run = recipe.run_folder
+        self.settings = settings
+        run, seed = recipe.run_folder, recipe.run.seed
         start_process(recipe.run, max_grad_norm=settings.max_grad_norm, precision=recipe.model.precision)
         sft = require(run, "sft")
         self.backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=world().device)
-        self.data: Prompts = load_prompts(self.backbone, settings, seed=self.seed, run_folder=run)
+        self.data: Prompts = load_prompts(self.backbone, settings, seed=seed, run_folder=run)
         self.reward = build_roles(
             self.backbone,
             settings,
             reward_folder=run / "reward" / "model" if settings.reward == "adapter" else None,
             base_sha256=base_identity(sft),
             prompts=self.data.train.ids,
-            seed=self.seed,
+            seed=seed,
         )
-        self.updater = Updater(self.backbone, settings, seed=self.seed)
+        self.prompts = PromptSchedule(
+            self.data.train, settings.rollouts_per_iteration, settings.samples_per_prompt, seed
+        )
+        self.sampler = Sampler(self.backbone, settings, seed)
+        self.scorer = RolloutScorer(self.backbone, self.reward, settings)
+        self.updater = Updater(self.backbone, settings, seed=seed)
         gold = settings.evaluation.gold
         self.evaluator = Evaluator(
-            self.backbone,
-            self.data.held_out,
-            self.reward,
-            load_scorer(gold) if gold else None,
-            settings,
-            seed=self.seed,
+            self.sampler, self.scorer, self.data.held_out, load_scorer(gold) if gold else None, settings
         )
-        self.kl_coefficient = settings.kl.coefficient
-        self.next_iteration = 0
+        self.state = RunState(self.updater.optimization, self.updater.guard, settings.kl.coefficient)
 
     def iterate(self, tracker: Tracker) -> dict[str, float]:
-        """One iteration of PPO; returns its figures."""
-        started, iteration, settings = time.perf_counter(), self.next_iteration, self.settings
-        indices, keys = schedule_prompts(len(self.data.train), iteration, settings, seed=self.seed)
-        prompts = self.data.train.take(indices)
-        cpu_started = time.process_time()
-        with gathered_weights(self.backbone):
-            sampled = collect(
-                self.backbone, prompts, keys, self.reward, settings, role=POLICY, seed=self.seed
-            )
-            values_BT = score_values(self.backbone, sampled.own, settings)
-        values_BT = world().unshard_tensor(values_BT, len(prompts))
-        cpu = world().sum({"rollout_cpu_seconds": time.process_time() - cpu_started})
-        num_unscored = len(sampled.rollouts) - int(sampled.scores_B.isfinite().sum())
-        scored = sampled.with_finite_scores()
-        if scored is None:
-            return self._skip_iteration(num_unscored)
-        sampled, values_BT = scored, values_BT[scored.rows_B, : scored.mask_BT.shape[1]]
-        batch, raw_advantages_BT = experience(
-            sampled, values_BT, settings, kl_coefficient=self.kl_coefficient
-        )
-        updates = self.updater.update(batch, iteration=iteration) | cpu
-        metrics = describe(sampled, values_BT, batch.returns_BT, raw_advantages_BT, settings) | updates
-        metrics["num_unscored_rollouts"] = float(num_unscored)
-        metrics["kl_coefficient"] = self.kl_coefficient
-        metrics["policy_learning_rate"] = self.updater.optimization.rate
-        self._adapt_kl(metrics["kl_nats_per_response"], len(sampled.rollouts))
-        self.next_iteration += 1
-        self._show_samples(sampled, tracker)
-        metrics["iteration_seconds"] = time.perf_counter() - started
-        return {f"ppo/{name}": value for name, value in metrics.items()}
+        """One iteration of PPO; returns its metrics."""
+        timer = IterationTimer()
+        requests = self.prompts.of_iteration(self.state.next_iteration)
+        with timer.rollouts(), gathered_weights(self.backbone):
+            sampled = self.sampler.sample(requests, role=POLICY)
+            scored = self.scorer.score(sampled, role=POLICY, for_training=True)
+        usable = scored.with_finite_scores()
+        if usable is None:
+            return self._skip_iteration(scored)
+        experience = compute_advantages(usable, self.settings, kl_coefficient=self.state.kl_coefficient)
+        updates = self.updater.update(experience, iteration=self.state.next_iteration)
+        metrics = self._metrics(usable, experience) | updates
+        metrics["num_unscored_rollouts"] = float(scored.num_unscored)
+        self._end_iteration(usable, tracker)
+        return named(metrics | timer.metrics())
 
-    def evaluate(self) -> tuple[Evaluation, dict[str, float]]:
-        """Measure the policy on the held-out prompts."""
-        measured = self.evaluator.evaluate(POLICY if self.next_iteration else REFERENCE)
-        return measured, {f"ppo/heldout_{name}": value for name, value in measured.metrics.items()}
+    def evaluate(self) -> Evaluation:
+        """Evaluate the policy on the held-out prompts."""
+        # A fresh adapter changes nothing: before the first iteration the policy is the reference.
+        return self.evaluator.evaluate(POLICY if self.state.next_iteration else REFERENCE)
 
     def evaluates_now(self) -> bool:
-        """Whether a measurement is due after the iteration that has just ended."""
+        """Whether an evaluation is due after the iteration that has just ended."""
         every = self.settings.evaluation.every_iterations
-        return self.next_iteration == self.settings.num_iterations or bool(
-            every and self.next_iteration % every == 0
-        )
+        return self._is_done() or (every > 0 and self.state.next_iteration % every == 0)
 
     def saves_now(self) -> bool:
         """Whether a checkpoint is due after the iteration that has just ended."""
-        done, settings = self.next_iteration, self.settings
-        return done == settings.num_iterations or done % settings.checkpoint_every_iterations == 0
+        every = self.settings.checkpoint_every_iterations
+        return self._is_done() or self.state.next_iteration % every == 0
 
-    def _skip_iteration(self, num_unscored: int) -> dict[str, float]:
-        """Go on to the next iteration; the figures of one in which no response has a finite score.
+    def _is_done(self) -> bool:
+        return self.state.next_iteration == self.settings.num_iterations
+
+    def _skip_iteration(self, scored: Scored) -> dict[str, float]:
+        """The metrics of an iteration in which no response has a finite score: nothing is trained.
 
         Raises:
-            NotFiniteError: several in a row had none.
+            NotFiniteError: several iterations or steps in a row had none.
         """
         self.updater.guard.passes([math.nan])
-        self.next_iteration += 1
-        return {"ppo/num_unscored_rollouts": float(num_unscored), "ppo/num_steps": 0.0}
+        self.state.next_iteration += 1
+        return named({"num_unscored_rollouts": float(scored.num_unscored), "num_steps": 0.0})
 
-    def _adapt_kl(self, kl: float, num_responses: int) -> None:
-        target, horizon = self.settings.kl.target, self.settings.kl.horizon
-        if target is not None:
-            self.kl_coefficient = adapt(
-                self.kl_coefficient, kl=kl, target=target, num_responses=num_responses, horizon=horizon
+    def _metrics(self, scored: Scored, experience: Experience) -> dict[str, float]:
+        """The iteration's metrics but for those of its updates."""
+        return describe(scored, experience, self.settings) | {
+            "kl_coefficient": self.state.kl_coefficient,
+            "policy_learning_rate": self.updater.optimization.rate,
+        }
+
+    def _end_iteration(self, scored: Scored, tracker: Tracker) -> None:
+        """Steer β, where it has a target, and count the iteration."""
+        kl = self.settings.kl
+        if kl.target is not None:
+            self.state.kl_coefficient = adapt(
+                self.state.kl_coefficient,
+                kl=float(scored.kl_B.mean()),
+                target=kl.target,
+                num_responses=len(scored.rollouts),
+                horizon=kl.horizon,
             )
-
-    def _show_samples(self, sampled: Sampled, tracker: Tracker) -> None:
+        self.state.next_iteration += 1
         every = self.settings.sample_table_every
-        if not every or self.next_iteration % every:
-            return
-        rows = [
-            [sampled.prompts[i], sampled.responses[i], float(sampled.scores_B[i]), float(sampled.kl_B[i]),
-             int(sampled.rollouts.response_lengths_B[i])]
-            for i in range(min(8, len(sampled.rollouts)))
-        ]  # fmt: skip
-        columns = ["prompt", "response", "reward", "kl_nats", "tokens"]
-        tracker.table("ppo/rollouts", columns, rows, step=self.next_iteration)
+        if every and self.state.next_iteration % every == 0:
+            _show_rollouts(scored, tracker, step=self.state.next_iteration)
 
 
 def train(recipe: Recipe, settings: PPOSettings, stage: StageRun) -> None:
-    """Train, measure and publish; goes on from the newest checkpoint of a half-finished stage."""
+    """Train, evaluate and publish; a half-finished stage resumes from its newest checkpoint."""
     ppo = PPO(recipe, settings)
-    keeper = Keeper(ppo, stage)
+    keeper = Keeper(ppo.state, stage, keep_checkpoints=settings.keep_checkpoints)
     resumed = stage.resuming and keeper.restore()
     ppo.data.counts.print("ppo: prompts")
     stage.drop_replaced()
-    with track(recipe, "ppo", stage.folder, resume_step=ppo.next_iteration if resumed else None) as tracker:
+    resume_step = ppo.state.next_iteration if resumed else None
+    with track(recipe, "ppo", stage.folder, resume_step=resume_step) as tracker:
         before = ppo.evaluator.evaluate(REFERENCE)
         if resumed:
             keeper.restore_rng()  # a scorer may have drawn random numbers just now
         else:
-            tracker.log({f"ppo/heldout_{name}": value for name, value in before.metrics.items()}, step=0)
+            tracker.log(named(before.metrics, "ppo/heldout_"), step=0)
             keeper.mark()
         with keeper.saving_if_stopped():
             run_iterations(ppo, keeper, tracker)
@@ -166,13 +156,15 @@ def train(recipe: Recipe, settings: PPOSettings, stage: StageRun) -> None:
 
 
 def run_iterations(ppo: PPO, keeper: Keeper, tracker: Tracker) -> None:
-    """All iterations that are left, with their measurements and checkpoints."""
-    for _ in progress(range(ppo.next_iteration, ppo.settings.num_iterations), desc="ppo"):
-        metrics, is_best = ppo.iterate(tracker), False
+    """All iterations that are left, with their evaluations and checkpoints."""
+    for _ in progress(range(ppo.state.next_iteration, ppo.settings.num_iterations), desc="ppo"):
+        metrics = ppo.iterate(tracker)
+        is_best = False
         if ppo.evaluates_now():
-            measured, named = ppo.evaluate()
-            metrics, is_best = metrics | named, keeper.judge(measured)
-        tracker.log(metrics, step=ppo.next_iteration)
+            evaluation = ppo.evaluate()
+            metrics |= named(evaluation.metrics, "ppo/heldout_")
+            is_best = keeper.is_best(evaluation.quality)
+        tracker.log(metrics, step=ppo.state.next_iteration)
         keeper.mark()
         if is_best or ppo.saves_now():
             keeper.save()
@@ -182,18 +174,19 @@ def run_iterations(ppo: PPO, keeper: Keeper, tracker: Tracker) -> None:
 def finish(ppo: PPO, keeper: Keeper, stage: StageRun, tracker: Tracker, before: Evaluation) -> None:
     """Compare with before and with best-of-n, publish the policy, and say what came out."""
     settings = ppo.settings
-    published = keeper.choose_best() if settings.publish == "best" else ppo.next_iteration
-    after, _ = ppo.evaluate()
+    last_iteration = ppo.state.next_iteration
+    published = keeper.choose_best() if settings.publish == "best" else last_iteration
+    after = ppo.evaluate()
     best = ppo.evaluator.best_of_n()
     metrics = summary(before, after, best, settings)
     columns, rows = side_by_side(before, after, settings.evaluation.num_table_rows)
-    tracker.table("ppo/before_after", columns, rows, step=ppo.next_iteration)
+    tracker.table("ppo/before_after", columns, rows, step=last_iteration)
     outputs: dict[str, Writer] = {
         "model": lambda folder: ppo.backbone.export_adapter(
             POLICY, folder, task_type="CAUSAL_LM", base_path="sft/model"
         )
     }
-    results = _table(before, after, best)
+    results = report(before, after, best)
     if settings.publish == "best":
         metrics["published_iteration"] = float(published)
         results.append(("published", f"the policy of iteration {published}"))
@@ -203,10 +196,7 @@ def finish(ppo: PPO, keeper: Keeper, stage: StageRun, tracker: Tracker, before: 
     manifest = stage.publish(
         outputs, metrics=metrics, counts=ppo.data.counts.to_json(), wandb_url=tracker.url
     )
-    tracker.finish(
-        {f"ppo/{name}": value for name, value in metrics.items()}
-        | {"artifact_sha256": manifest.artifact_sha256}
-    )
+    tracker.finish(named(metrics) | {"artifact_sha256": manifest.artifact_sha256})
     print_result(
         "ppo",
         [*results, ("policy adapter", str(stage.folder / "model"))],
@@ -218,54 +208,14 @@ def _merge(ppo: PPO, after: Evaluation, outputs: dict[str, Writer]) -> dict[str,
     """Make the merged policy one of the outputs; returns how far it is from the policy itself."""
     merged = ppo.backbone.merged(POLICY)
     outputs["merged"] = merged.save
-    return merged_gap(after.sampled, merged, ppo.settings)
+    return merged_gap(after.scored, merged, ppo.settings)
 
 
-def describe(
-    sampled: Sampled, values_BT: Tensor, returns_BT: Tensor, advantages_BT: Tensor, settings: PPOSettings
-) -> dict[str, float]:
-    """An iteration's figures that are known before its updates."""
-    mask_BT, rollouts = sampled.mask_BT, sampled.rollouts
-    explained = 1 - masked_variance(returns_BT - values_BT, mask_BT) / masked_variance(
-        returns_BT, mask_BT
-    ).clamp(min=1e-12)
-    k3_BT = k3(sampled.logprobs_BT, sampled.reference_logprobs_BT)
-    return {
-        "reward_mean": float(final_scores(sampled, settings).mean()),
-        "reward_std": float(sampled.scores_B.std(correction=0)),
-        "kl_nats_per_response": float(sampled.kl_B.mean()),
-        "kl_k3_nats_per_response": float(torch.where(mask_BT, k3_BT, 0).sum(1).mean()),
-        "response_tokens_mean": float(rollouts.response_lengths_B.float().mean()),
-        "eos_rate": float(rollouts.ended_B.float().mean()),
-        "entropy": float(masked_mean(rollouts.sampled_entropy_BT, mask_BT)),
-        "value_mean": float(masked_mean(values_BT, mask_BT)),
-        "value_explained_variance": float(explained),
-        "advantage_std": float(masked_variance(advantages_BT, mask_BT).sqrt()),
-        "sampler_gap_nats_max": float(sampled.sampler_gap_N.max()),
-        "sampler_gap_nats_mean": float(sampled.sampler_gap_N.mean()),
-    }
-
-
-def summary(
-    before: Evaluation, after: Evaluation, best: dict[int, dict[str, float]], settings: PPOSettings
-) -> dict[str, float]:
-    """The stage's final figures, for the manifest and the last line of the metrics."""
-    metrics = {f"before_{name}": value for name, value in before.metrics.items()}
-    metrics |= {f"after_{name}": value for name, value in after.metrics.items()}
-    for n, values in best.items():
-        metrics |= {f"best_of_{n}_{name}": value for name, value in values.items()}
-    ceiling = settings.evaluation.gold_best
-    if ceiling is not None and before.gold is not None:
-        gap = ceiling - before.metrics["gold_mean"]
-        metrics["gold_gap_closed"] = (after.metrics["gold_mean"] - before.metrics["gold_mean"]) / max(
-            gap, 1e-12
-        )
-    assert np.isfinite(list(metrics.values())).all()
-    return metrics
-
-
-def _table(before: Evaluation, after: Evaluation, best: dict[int, dict[str, float]]) -> list[tuple[str, str]]:
-    rows = [(name, f"{before.metrics[name]:.3f} → {after.metrics[name]:.3f}") for name in after.metrics]
-    for n, values in best.items():
-        rows.append((f"best of {n}", ", ".join(f"{name} {value:.3f}" for name, value in values.items())))
-    return rows
+def _show_rollouts(scored: Scored, tracker: Tracker, *, step: int) -> None:
+    """A table of some of an iteration's rollouts."""
+    rows: list[list[str | float]] = []
+    for i in range(min(_NUM_SHOWN, len(scored.rollouts))):
+        num_tokens = int(scored.rollouts.response_lengths_B[i])
+        reward, kl = float(scored.scores_B[i]), float(scored.kl_B[i])
+        rows.append([scored.prompts[i], scored.responses[i], reward, kl, num_tokens])
+    tracker.table("ppo/rollouts", ["prompt", "response", "reward", "kl_nats", "tokens"], rows, step=step)

@@ -24,7 +24,7 @@ class RewardSettings(Settings):
     tie_margin: float | None = setting(None, ge=0)
     """Unset: equal ranks give no pair. Set: their scores are drawn together where further apart."""
     gold: str | None = setting(None, semantic=False)
-    """A scorer that training never sees, `file.py:function` or `module:function`, to measure against."""
+    """A scorer that training never sees, `file.py:function` or `module:function`, to evaluate against."""
 
     lora: LoraSettings = LoraSettings()
     """The reward model's adapter."""
@@ -39,7 +39,7 @@ class RewardSettings(Settings):
     head_learning_rate: float = setting(1e-3, gt=0)
     """AdamW's peak learning rate of the scalar head."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How both learning rates go on after the warm-up: down to zero, or not."""
+    """What both learning rates do after the warm-up: go down to zero, or stay."""
     warmup_fraction: float = setting(0.05, ge=0, lt=1)
     """Share of the steps over which both learning rates rise from zero."""
     weight_decay: float = setting(0.0, ge=0)
@@ -50,16 +50,16 @@ class RewardSettings(Settings):
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
     num_normalization_samples: int = setting(256, ge=2)
-    """Samples of the SFT policy whose raw scores set the offset and the spread."""
+    """Samples of the SFT policy whose raw scores set mean and standard deviation of the normalization."""
     sampling: SamplingSettings = SamplingSettings()
     """How those samples are drawn; best as in `ppo.sampling`."""
 
     eval_every_steps: int = setting(0, semantic=False, ge=0)
-    """Steps between two measurements on the held-out prompts during training; 0 measures at the end only."""
+    """Steps between two evaluations on the held-out prompts during training; 0 evaluates at the end only."""
     checkpoint_every_steps: int = setting(100, semantic=False, ge=1)
     """Steps between two checkpoints."""
     keep_checkpoints: int = setting(2, semantic=False, ge=1)
-    """Newest checkpoints that are kept, beside the one with the lowest loss on the held-out prompts."""
+    """Newest checkpoints that are kept, and the one with the lowest loss on the held-out prompts."""
     num_table_rows: int = setting(8, semantic=False, ge=0)
     """Held-out prompts in the table that shows completions, labels and scores."""
 

@@ -13,10 +13,11 @@ from rlhf.data.records import FAILED, Ranking, prompt_key
 from rlhf.data.sources import read_rankings, split_by_prompt
 from rlhf.errors import UserError
 from rlhf.model.backbone import Backbone
+from rlhf.model.batching import token_batches
 from rlhf.model.chat import encode_completion, encode_prompt, fit, length_fix, prompt_text
 
 STEP = "reward.rankings"
-"""The name under which the account counts what this stage drops."""
+"""The name under which the record counts list what this stage drops."""
 NO_PAIR = "no comparison in group"
 
 
@@ -84,7 +85,8 @@ def load_rankings(backbone: Backbone, settings: RewardSettings, *, seed: int, ru
     """Read the recipe's rankings, encode them and find their pairs.
 
     Raises:
-        UserError: a source cannot be read, a group does not fit under policy `error`, or none is left.
+        UserError: a source cannot be read, a group is too long (under `length.over_length=error`), or none is
+            left.
     """
     records, counts = read_rankings(settings.rankings, seed=seed, run_folder=run_folder)
     sides = split_by_prompt(records, fraction=settings.held_out_fraction, seed=seed)
@@ -98,16 +100,9 @@ def load_rankings(backbone: Backbone, settings: RewardSettings, *, seed: int, ru
 
 def micro_batches(groups: Sequence[Group], max_tokens: int) -> Iterator[list[Group]]:
     """Groups of like length together, at most `max_tokens` padded tokens at a time (at least one group)."""
-    batch: list[Group] = []
-    rows = 0
-    for group in sorted(groups, key=lambda g: g.max_tokens):
-        if batch and (rows + len(group)) * group.max_tokens > max_tokens:
-            yield batch
-            batch, rows = [], 0
-        batch.append(group)
-        rows += len(group)
-    if batch:
-        yield batch
+    lengths = [group.max_tokens for group in groups]
+    for places in token_batches(lengths, max_tokens, num_rows=[len(group) for group in groups]):
+        yield [groups[place] for place in places]
 
 
 def context_tokens(backbone: Backbone, settings: RewardSettings) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ Values = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """One pair of completions with an order that somebody gave it."""
+class OrderedPair:
+    """Two completions of a group, one of which was judged better: by a label, or by the gold scorer."""
 
     group: int
     better: int
@@ -54,30 +55,33 @@ class HeldOut:
         return HeldOut(groups, gold, settings, seed)
 
     def metrics(self, scores: Values) -> dict[str, float]:
-        """Every held-out figure by name; see `evaluate`."""
+        """Every held-out metric by name; see `evaluate`."""
         margin = self.settings.tie_margin
         return evaluate(self.groups, scores, tie_margin=margin, gold=self.gold, seed=self.seed)
 
     def table(
         self, scores: Values, card: RewardCard, *, num_groups: int
     ) -> tuple[list[str], list[list[str | float]]]:
-        """Columns and rows of the table that shows completions beside their labels and scores."""
+        """Columns and rows of the table that shows completions with their labels and scores."""
         columns = ["prompt", "completion", "label", "score", "raw_score", "tokens"]
+        if self.gold is not None:
+            columns.append("gold")
         rows: list[list[str | float]] = []
         for number, group in enumerate(self.groups[:num_groups]):
             for k, completion in enumerate(group.completions):
                 raw = scores[number][k]
-                label, tokens = group.labels[k], len(group.response_ids[k])
-                rows.append([group.prompt, completion, label, (raw - card.offset) / card.spread, raw, tokens])
+                normalized = (raw - card.mean) / card.std
+                tokens = len(group.response_ids[k])
+                rows.append([group.prompt, completion, group.labels[k], normalized, raw, tokens])
                 if self.gold is not None:
                     rows[-1].append(self.gold[number][k])
-        return [*columns, *(["gold"] if self.gold is not None else [])], rows
+        return columns, rows
 
 
 def evaluate(
     groups: Sequence[Group], scores: Values, *, tie_margin: float | None, gold: Values | None, seed: int
 ) -> dict[str, float]:
-    """Every held-out figure by name: `reward/heldout_*` in docs/metrics.md.
+    """Every held-out metric by name: `reward/heldout_*` in docs/metrics.md.
 
     What the data do not determine (an accuracy of no pairs, say) is left out. Probabilities of exactly 1/2
     have no order and enter only the loss and the calibration; ties only the loss.
@@ -106,18 +110,17 @@ def evaluate(
 
 
 def report(metrics: dict[str, float]) -> list[tuple[str, str]]:
-    """The held-out figures as the rows that are printed at the end of the stage."""
+    """The held-out metrics as the rows that are printed at the end of the stage."""
     rows: list[tuple[str, str]] = []
-    for name, label in (
-        ("accuracy", "pair accuracy"),
-        ("longer_accuracy", "  of “longer wins”"),
-        ("gold_accuracy", "pair accuracy, gold order"),
-        ("gold_longer_accuracy", "  of “longer wins”"),
+    for name, counted, label in (
+        ("accuracy", "num_pairs", "pair accuracy"),
+        ("longer_accuracy", "num_pairs", "  of “longer wins”"),
+        ("gold_accuracy", "num_gold_pairs", "pair accuracy, gold order"),
+        ("gold_longer_accuracy", "num_gold_pairs", "  of “longer wins”"),
     ):
         if name in metrics:
             interval = f"[{metrics[f'{name}_low']:.3f}, {metrics[f'{name}_high']:.3f}]"
-            pairs = metrics["num_gold_pairs" if name.startswith("gold") else "num_pairs"]
-            rows.append((label, f"{metrics[name]:.3f}  95 % {interval}, {pairs:,.0f} pairs"))
+            rows.append((label, f"{metrics[name]:.3f}  95 % {interval}, {metrics[counted]:,.0f} pairs"))
     if "accuracy_margin_q1" in metrics:
         quartiles = "  ".join(f"{metrics[f'accuracy_margin_q{i}']:.3f}" for i in range(1, 5))
         rows.append(("accuracy by margin, small to large", quartiles))
@@ -129,39 +132,55 @@ def report(metrics: dict[str, float]) -> list[tuple[str, str]]:
     return rows or [("held-out", "no comparison")]
 
 
-def _labelled(groups: Sequence[Group]) -> Iterator[Judgement]:
+def _labelled(groups: Sequence[Group]) -> Iterator[OrderedPair]:
     for number, group in enumerate(groups):
         for first, second, target, is_tie in group.pairs:
-            if not is_tie and target != 0.5:
-                yield Judgement(number, *((first, second) if target > 0.5 else (second, first)))
+            if is_tie or target == 0.5:
+                continue
+            if target > 0.5:
+                yield OrderedPair(number, better=first, worse=second)
+            else:
+                yield OrderedPair(number, better=second, worse=first)
 
 
-def _ordered_by(values: Values) -> Iterator[Judgement]:
+def _ordered_by(values: Values) -> Iterator[OrderedPair]:
     """Every pair of a group whose two values differ."""
     for number, group in enumerate(values):
-        for i in range(len(group)):
-            for j in range(i + 1, len(group)):
-                if group[i] != group[j]:
-                    yield Judgement(number, *((i, j) if group[i] > group[j] else (j, i)))
+        for first, second in combinations(range(len(group)), 2):
+            if group[first] > group[second]:
+                yield OrderedPair(number, better=first, worse=second)
+            elif group[first] < group[second]:
+                yield OrderedPair(number, better=second, worse=first)
 
 
-def _margins(judgements: Sequence[Judgement], values: Values) -> list[float]:
-    return [values[j.group][j.better] - values[j.group][j.worse] for j in judgements]
+def _margins(ordered: Sequence[OrderedPair], values: Values) -> list[float]:
+    """How much more the better one of every pair has."""
+    return [values[pair.group][pair.better] - values[pair.group][pair.worse] for pair in ordered]
 
 
 def _accuracy(
-    groups: Sequence[Group], judgements: Sequence[Judgement], values: Values, seed: int
+    groups: Sequence[Group], ordered: Sequence[OrderedPair], values: Values, seed: int
 ) -> Estimate | None:
-    """Accuracy with its interval; groups of one prompt are one unit of the bootstrap."""
-    numbers = {key: n for n, key in enumerate(dict.fromkeys(group.key for group in groups))}
-    prompts = [numbers[groups[j.group].key] for j in judgements]
-    return pair_accuracy(_margins(judgements, values), prompts, seed=seed)
+    """Accuracy with its interval.
+
+    Pairs of one prompt are correlated, so the bootstrap draws prompts and not pairs.
+    """
+    keys = dict.fromkeys(group.key for group in groups)
+    numbers = {key: number for number, key in enumerate(keys)}
+    prompts = [numbers[groups[pair.group].key] for pair in ordered]
+    return pair_accuracy(_margins(ordered, values), prompts, seed=seed)
 
 
 def _calibration(groups: Sequence[Group], scores: Values, seed: int) -> float | None:
-    pairs = [(number, pair) for number, group in enumerate(groups) for pair in group.pairs if not pair.is_tie]
-    margins = [scores[number][pair.first] - scores[number][pair.second] for number, pair in pairs]
-    return calibration_error(margins, [pair.target for _, pair in pairs], seed=seed)
+    """How far the stated probabilities are from the labels; a tie says nothing of one."""
+    margins: list[float] = []
+    targets: list[float] = []
+    for group, values in zip(groups, scores, strict=True):
+        for pair in group.pairs:
+            if not pair.is_tie:
+                margins.append(values[pair.first] - values[pair.second])
+                targets.append(pair.target)
+    return calibration_error(margins, targets, seed=seed)
 
 
 def _loss(groups: Sequence[Group], scores: Values, tie_margin: float | None) -> float | None:

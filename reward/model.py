@@ -1,26 +1,27 @@
 """The reward model on a backbone: an adapter, a scalar head, and the normalization of its scores.
 
 What the reward stage publishes is the *raw* score, a plain PEFT adapter with a head that has no bias.
-`reward.json` beside it says which base the adapter belongs to, and the offset and spread that give the SFT
-policy's own samples mean 0 and variance 1.
+`reward.json` next to it says which base the adapter belongs to, and the mean and standard deviation of the
+raw scores of the SFT policy's own samples: a normalized score is one with mean 0 and variance 1 on them.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from rlhf.errors import UserError
 from rlhf.model.adapters import load_score_head
 from rlhf.model.backbone import REFERENCE, Backbone
-from rlhf.model.batching import TokenBatch
-from rlhf.model.weights import gathered_weights
+from rlhf.model.batching import TokenBatch, token_batches
+from rlhf.model.weights import forward_pass, gathered_weights
 from rlhf.parallel.world import world
 from rlhf.runs.files import sha256_file
 from rlhf.runs.manifest import MODEL, JsonFile, Manifest
@@ -40,15 +41,17 @@ _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt"
 class RewardCard(JsonFile):
     """What `reward.json` says of a published reward model."""
 
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
     schema_version: Literal[1] = 1
     base_sha256: str
     """Identity of the base model: see `base_identity`."""
     precision: Precision
-    """Precision of the base when offset and spread were measured."""
-    offset: float
-    """Mean raw score of the SFT policy's own samples."""
-    spread: float
-    """Standard deviation of the same scores, or 1 if they are all equal."""
+    """Precision of the base when mean and standard deviation were measured."""
+    mean: float = Field(validation_alias="offset", serialization_alias="offset")
+    """Mean raw score of the SFT policy's own samples; `offset` in the file."""
+    std: float = Field(validation_alias="spread", serialization_alias="spread")
+    """Standard deviation of the same scores, or 1 if they are all equal; `spread` in the file."""
     num_reference_samples: int
     eos_ids: list[int]
     """Tokens that end a completion; a completion is scored with its EOS."""
@@ -82,11 +85,11 @@ class Normalization:
     """Samples that ended by themselves."""
 
     @property
-    def offset(self) -> float:
+    def mean(self) -> float:
         return float(self.scores_S.mean())
 
     @property
-    def spread(self) -> float:
+    def std(self) -> float:
         """Standard deviation, or 1 if all scores are equal."""
         return float(self.scores_S.std(correction=0)) or 1.0
 
@@ -98,20 +101,20 @@ class RewardModel:
         self.backbone, self.card = backbone, card
 
     @property
-    def offset(self) -> float:
-        return self.card.offset
+    def mean(self) -> float:
+        return self.card.mean
 
     @property
-    def spread(self) -> float:
-        return self.card.spread
+    def std(self) -> float:
+        return self.card.std
 
-    def raw(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Raw scores (B,) at the last real token of each row, padded on the right."""
-        return raw_scores(self.backbone, input_ids_BL, mask_BL)
+    def raw(self, batch: TokenBatch) -> Tensor:
+        """Raw scores (B,)."""
+        return raw_scores(self.backbone, batch)
 
-    def normalized(self, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    def normalized(self, batch: TokenBatch) -> Tensor:
         """Scores (B,) in units of the SFT policy: its own samples have mean 0 and variance 1."""
-        return (self.raw(input_ids_BL, mask_BL) - self.offset) / self.spread
+        return (self.raw(batch) - self.mean) / self.std
 
 
 def load_reward(backbone: Backbone, folder: Path, *, expected_base_sha256: str) -> RewardModel:
@@ -168,14 +171,18 @@ def measure_normalization(
     return Normalization(scores_S, int(ended_S.sum()))
 
 
-def raw_scores(backbone: Backbone, input_ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-    """Raw scores (B,) of the role `reward` at the last real token of each row, padded on the right."""
-    lengths_B = mask_BL.sum(1)
-    rows_B = torch.arange(len(input_ids_BL), device=input_ids_BL.device)
-    last_B = rows_B * input_ids_BL.shape[1] + lengths_B - 1
-    with backbone.role(ROLE):
-        hidden_BH = backbone.hidden(TokenBatch(input_ids_BL, lengths_B), wanted_M=last_B)
+def raw_scores(backbone: Backbone, batch: TokenBatch, *, trunk_BLH: Tensor | None = None) -> Tensor:
+    """Raw scores (B,) of the role `reward` at the last real token of each row.
+
+    `trunk_BLH` as in `Backbone.hidden`.
+    """
+
+    def forward() -> Tensor:
+        hidden_BH = backbone.hidden(batch, trunk_BLH=trunk_BLH, wanted_M=batch.last_B)
         return backbone.scalar(ROLE, hidden_BH)
+
+    with backbone.role(ROLE):
+        return forward_pass(backbone, forward)
 
 
 @torch.no_grad()
@@ -185,29 +192,18 @@ def score_sequences(backbone: Backbone, sequences: Sequence[Sequence[int]], *, m
     Sequences of like length go through together, at most `max_tokens` padded tokens at a time.
     """
     scores = torch.zeros(len(sequences))
-    for rows in _pack([len(ids) for ids in sequences], max_tokens):
-        ids_BL, mask_BL = pad_right([sequences[row] for row in rows], backbone.pad_id, backbone.device)
-        scores[rows] = raw_scores(backbone, ids_BL, mask_BL).cpu()
+    for rows in token_batches([len(ids) for ids in sequences], max_tokens):
+        batch = TokenBatch.of([sequences[row] for row in rows], backbone.pad_id, backbone.device)
+        scores[rows] = raw_scores(backbone, batch).cpu()
     return scores
 
 
-def score_shared(backbone: Backbone, sequences: Sequence[Sequence[int]], *, max_tokens: int) -> Tensor:
-    """`score_sequences`, of which every rank does its share; all have all scores."""
+def score_sharded(backbone: Backbone, sequences: Sequence[Sequence[int]], *, max_tokens: int) -> Tensor:
+    """`score_sequences`, of which every rank scores its shard; all ranks get all scores."""
     ours = world()
     with gathered_weights(backbone):
         mine = [sequences[row] for row in ours.shard(len(sequences))]
         return ours.unshard_tensor(score_sequences(backbone, mine, max_tokens=max_tokens), len(sequences))
-
-
-def pad_right(
-    sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device | str
-) -> tuple[Tensor, Tensor]:
-    """Token ids and mask (B, L), padded on the right."""
-    lengths_B = torch.tensor([len(ids) for ids in sequences])
-    mask_BL = torch.arange(int(lengths_B.max())).unsqueeze(0) < lengths_B.unsqueeze(1)
-    ids_BL = torch.full(mask_BL.shape, pad_id, dtype=torch.long)
-    ids_BL[mask_BL] = torch.tensor([token for ids in sequences for token in ids], dtype=torch.long)
-    return ids_BL.to(device), mask_BL.to(device)
 
 
 def base_identity(sft: Manifest) -> str:
@@ -230,14 +226,3 @@ def _identity(files: Mapping[str, str]) -> str:
 
 def _identifies(name: str) -> bool:
     return name.endswith(_WEIGHTS) or name in _VOCABULARIES
-
-
-def _pack(lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    rows: list[int] = []
-    for row in sorted(range(len(lengths)), key=lambda r: lengths[r]):
-        if rows and lengths[row] * (len(rows) + 1) > max_tokens:
-            yield rows
-            rows = []
-        rows.append(row)
-    if rows:
-        yield rows

@@ -41,5 +41,5 @@ completions of one prompt mean something: sigmoid(difference) is the probability
 preferred. Pad on the right, with this tokenizer's pad token and no other.
 
 The normalized score, (raw − offset) / spread, has mean 0 and variance 1 on the SFT model's own samples:
-offset {card.offset:.6g}, spread {card.spread:.6g}. `reward.json` has the exact values.
+offset {card.mean:.6g}, spread {card.std:.6g}. `reward.json` has the exact values.
 """

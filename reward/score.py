@@ -60,7 +60,7 @@ def score_file(model_folder: Path, source: Path, target: Path, options: ScoreOpt
     scores = score_rows(model, rows, options)
     lines: list[str] = []
     for row, raw in zip(rows, scores, strict=True):
-        normalized = [(value - model.offset) / model.spread for value in raw]
+        normalized = [(value - model.mean) / model.std for value in raw]
         single = "completion" in row.values
         added = {"score": normalized[0] if single else normalized, "raw_score": raw[0] if single else raw}
         lines.append(json.dumps(row.values | added, ensure_ascii=False) + "\n")

@@ -1,7 +1,7 @@
-"""Stage 2's main line: train on groups, measure on held-out prompts, normalize, publish.
+"""Stage 2's main line: train on groups, evaluate on held-out prompts, normalize, publish.
 
 Left out of what the literature does: a margin that grows with the strength of a preference (soft labels say
-it in probabilities), a language-modelling term beside the ranking loss, and ensembles.
+it in probabilities), a language-modelling term next to the ranking loss, and ensembles.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,11 +31,11 @@ OverLength = Literal["error", "drop", "truncate_left"]
 
 
 def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
-    """Train, measure, normalize and publish; goes on from the newest checkpoint of a half-finished stage."""
+    """Train, evaluate, normalize and publish; a half-finished stage resumes from its newest checkpoint."""
     run, seed = recipe.run_folder, recipe.run.seed
-    ours = start_process(recipe.run, max_grad_norm=settings.max_grad_norm, precision=recipe.model.precision)
+    start_process(recipe.run, max_grad_norm=settings.max_grad_norm, precision=recipe.model.precision)
     base_sha256 = base_identity(require(run, "sft"))
-    backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=ours.device)
+    backbone = Backbone.load(run / "sft" / "model", settings=recipe.model, device=world().device)
     data = load_rankings(backbone, settings, seed=seed, run_folder=run)
     data.counts.print("reward: rankings")
     check_samples(backbone, data, settings)
@@ -45,19 +45,24 @@ def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
     step = trainer.next_step if resumed else None
     stage.drop_replaced()
     with track(recipe, "reward", stage.folder, resume_step=step) as tracker:
+        # Nothing is interrupted inside: `run_steps` asks between two steps whether a signal has come.
         with preemption.deferred():
             run_steps(trainer, held_out, stage, tracker, log_every=recipe.tracking.log_every_steps)
-        measured, counts = reference_scores(backbone, data, settings, seed=seed)
+        normalization, sample_counts = reference_scores(backbone, data, settings, seed=seed)
         card = RewardCard(
             base_sha256=base_sha256,
             precision=recipe.model.precision,
-            offset=measured.offset,
-            spread=measured.spread,
-            num_reference_samples=len(measured.scores_S),
+            mean=normalization.mean,
+            std=normalization.std,
+            num_reference_samples=len(normalization.scores_S),
             eos_ids=list(backbone.eos_ids),
             max_tokens=context_tokens(backbone, settings),
         )
-        record_counts = {"rankings": data.counts.to_json(), "pairs": data.pairs(), "normalization": counts}
+        record_counts = {
+            "rankings": data.counts.to_json(),
+            "pairs": data.pairs(),
+            "normalization": sample_counts,
+        }
         with gathered_weights(backbone):
             finish(trainer, held_out, card, record_counts, stage=stage, tracker=tracker)
 
@@ -78,21 +83,25 @@ def check_samples(backbone: Backbone, data: Rankings, settings: RewardSettings) 
 def run_steps(
     trainer: Trainer, held_out: HeldOut, stage: StageRun, tracker: Tracker, *, log_every: int
 ) -> None:
-    """Take all steps that are left, with their checkpoints and measurements; a preemption ends them early."""
-    every, settings = trainer.settings.eval_every_steps if held_out.groups else 0, trainer.settings
+    """Take all steps that are left, with their evaluations and checkpoints; a preemption ends them early."""
+    settings = trainer.settings
+    eval_every = settings.eval_every_steps if held_out.groups else 0
     for _ in progress(range(trainer.next_step, trainer.num_steps), desc="reward"):
         with _saving_if_not_finite(trainer, stage):
             trainer.step()
-        step, is_last, is_best = trainer.next_step, trainer.next_step == trainer.num_steps, False
+        step = trainer.next_step
+        is_last = step == trainer.num_steps
+        is_best = False
         if step % log_every == 0 or is_last:
             tracker.log({f"reward/{name}": value for name, value in trainer.take_window().items()}, step=step)
-        if every and step % every == 0 and not is_last:
+        if eval_every and step % eval_every == 0 and not is_last:  # the last one is evaluated by `finish`
             metrics = held_out.metrics(trainer.score_groups(held_out.groups))
             tracker.log({f"reward/heldout_{name}": value for name, value in metrics.items()}, step=step)
             is_best = trainer.best.offer(step, -metrics["loss_nats"])
-        due = step % settings.checkpoint_every_steps == 0 or is_last
+        is_due = step % settings.checkpoint_every_steps == 0 or is_last
+        # Ranks decide together: a signal may reach one of them a step earlier than another.
         stops = world().any(preemption.requested())
-        if due or is_best or stops:
+        if is_due or is_best or stops:
             trainer.save(stage.folder)
         if stops:
             preemption.stop()
@@ -117,7 +126,7 @@ def reference_scores(
         UserError: no training prompt leaves room for a sample.
     """
     prompts, counts = _sampling_prompts(backbone, data.train, settings)
-    measured = measure_normalization(
+    normalization = measure_normalization(
         backbone,
         prompts,
         settings.sampling,
@@ -125,7 +134,8 @@ def reference_scores(
         max_tokens=settings.micro_batch_tokens,
         seed=seed,
     )
-    return measured, counts | {"samples": len(measured.scores_S), "ended": measured.num_ended}
+    counts |= {"samples": len(normalization.scores_S), "ended": normalization.num_ended}
+    return normalization, counts
 
 
 def finish(
@@ -137,16 +147,16 @@ def finish(
     stage: StageRun,
     tracker: Tracker,
 ) -> None:
-    """Measure and publish the reward model, log its figures, and say what came out."""
-    step, num_rows = trainer.num_steps, trainer.settings.num_table_rows
-    measured: dict[str, float] = {}
+    """Evaluate and publish the reward model, log its metrics, and say what came out."""
+    step = trainer.num_steps
+    held_out_metrics: dict[str, float] = {}
     if held_out.groups:
         scores = trainer.score_groups(held_out.groups)
-        measured = held_out.metrics(scores)
-        columns, rows = held_out.table(scores, card, num_groups=num_rows)
+        held_out_metrics = held_out.metrics(scores)
+        columns, rows = held_out.table(scores, card, num_groups=trainer.settings.num_table_rows)
         tracker.table("reward/heldout", columns, rows, step=step)
-    metrics = {f"heldout_{name}": value for name, value in measured.items()}
-    metrics |= {"offset": card.offset, "spread": card.spread}
+    metrics = {f"heldout_{name}": value for name, value in held_out_metrics.items()}
+    metrics |= {"offset": card.mean, "spread": card.std}
     tracker.log({f"reward/{name}": value for name, value in metrics.items()}, step=step)
     manifest = stage.publish(
         write_model=lambda folder: write_model(trainer.backbone, card, folder),
@@ -158,8 +168,8 @@ def finish(
     print_result(
         "reward",
         [
-            *report(measured),
-            ("raw score of SFT samples", f"mean {card.offset:+.3f}, spread {card.spread:.3f}"),
+            *report(held_out_metrics),
+            ("raw score of SFT samples", f"mean {card.mean:+.3f}, std {card.std:.3f}"),
             ("reward model", str(stage.folder / "model")),
         ],
         next_command=stage.next_command("ppo"),
@@ -169,14 +179,23 @@ def finish(
 def _sampling_prompts(
     backbone: Backbone, groups: Sequence[Group], settings: RewardSettings
 ) -> tuple[list[list[int]], dict[str, int]]:
-    """Different training prompts with room for a whole sample, shortened if the policy is to truncate."""
+    """Different training prompts with room for a whole sample, and how many have none.
+
+    Prompts that are too long are shortened if `length.over_length` says so.
+    """
     check_room("reward", settings.length, settings.sampling, context=backbone.max_length)
     prompts = {group.key: group.prompt_ids for group in groups}
-    context, room = context_tokens(backbone, settings), settings.sampling.max_response_tokens
-    policy: OverLength = "truncate_left" if settings.length.over_length == "truncate_left" else "drop"
-    bos_id = backbone.tokenizer.bos_token_id
-    fitted = [fit(ids, room, context, policy, bos_token_id=bos_id)[0] for ids in prompts.values()]
-    kept = [ids for ids in fitted if ids is not None]
+    context = context_tokens(backbone, settings)
+    room = settings.sampling.max_response_tokens
+    # A prompt of a ranking that fits may leave no room for a sample: that is no error of the data.
+    over_length: OverLength = "drop"
+    if settings.length.over_length == "truncate_left":
+        over_length = "truncate_left"
+    kept: list[list[int]] = []
+    for ids in prompts.values():
+        fitted, _ = fit(ids, room, context, over_length, bos_token_id=backbone.tokenizer.bos_token_id)
+        if fitted is not None:
+            kept.append(fitted)
     if not kept:
         raise UserError(
             f"no training prompt leaves room for {room} sampled tokens within {context}",

@@ -13,10 +13,10 @@ from reward.config import RewardSettings
 from reward.data import Group, micro_batches
 from reward.evaluate import Values
 from reward.loss import Pairs, collate, ranking_loss
-from reward.model import ROLE, pad_right, raw_scores, score_shared
+from reward.model import ROLE, raw_scores, score_sharded
 from rlhf.model.adapters import init_head
 from rlhf.model.backbone import Backbone
-from rlhf.model.batching import balanced
+from rlhf.model.batching import TokenBatch, split_by_cost
 from rlhf.parallel.world import world
 from rlhf.runs import checkpoints
 from rlhf.runs.rank_checkpoints import all_rng_tensors, newest_checkpoint, restore_own_rng
@@ -44,7 +44,7 @@ class Trainer:
         head = {name: p for name, p in self.named.items() if name.startswith("head.")}
         self.optimization = optimize(
             backbone,
-            list(zip((adapter, head), self._peaks, strict=True)),
+            [(adapter, settings.learning_rate), (head, settings.head_learning_rate)],
             max_grad_norm=settings.max_grad_norm,
             weight_decay=settings.weight_decay,
         )
@@ -54,7 +54,7 @@ class Trainer:
         self.guard = FiniteGuard("reward", "Lower reward.learning_rate, or use model.precision=fp32.")
         self.best = checkpoints.Best()
         self.window: dict[str, list[float]] = {}
-        """Figures of the steps since the last line of the metrics."""
+        """Metrics of the steps since the last line of `metrics.jsonl`."""
 
     def batch(self, step: int) -> list[Group]:
         """The groups of a step: a fresh shuffle for every epoch, a function of seed and epoch alone."""
@@ -83,25 +83,35 @@ class Trainer:
     def accumulate(self, groups: Sequence[Group]) -> dict[str, float]:
         """Add the gradients of one step, each rank those of its groups, micro-batch by micro-batch.
 
-        How it is cut changes nothing.
+        Into how many parts the groups are divided changes nothing beyond rounding. Returns the step's loss
+        and, if any pair has a better completion, accuracy and mean margin.
         """
-        ours, loss_sum, outcomes = world(), 0.0, [torch.zeros(0)]
-        shares = balanced([sum(map(len, group.sequences)) for group in groups], ours.size)
-        mine = [groups[place] for place in shares[ours.rank]]
-        parts = [(part, 1.0) for part in micro_batches(mine, self.settings.micro_batch_tokens)]
-        for part, weight in ours.pad_to_equal(parts, lambda: ([groups[0]], 0.0)):
-            scores_N, pairs = self.optimization.forward(lambda: self.scores(part, num_groups=len(groups)))  # noqa: B023
+        loss_sum = 0.0
+        margins = [torch.zeros(0)]
+        for batch, weight in self._micro_batches(groups):
+            scores_N, pairs = self.scores(batch, num_groups=len(groups))
             loss = ranking_loss(scores_N, pairs, tie_margin=self.settings.tie_margin or 0.0)
             self.optimization.backward(weight * loss)
             if weight:
                 loss_sum += float(loss.detach())
-                outcomes.append(_ordered_margins(scores_N.detach(), pairs))
-        metrics = ours.sum({"loss_nats": loss_sum})
-        margins_P = torch.cat(ours.gather(torch.cat(outcomes)))
+                margins.append(_ordered_margins(scores_N.detach(), pairs))
+        metrics = world().sum({"loss_nats": loss_sum})
+        margins_P = torch.cat(world().gather(torch.cat(margins)))
         if len(margins_P):
-            right = (margins_P > 0).float() + 0.5 * (margins_P == 0).float()
-            metrics |= {"accuracy": float(right.mean()), "margin_mean": float(margins_P.mean())}
+            right_P = (margins_P > 0).float() + 0.5 * (margins_P == 0).float()
+            metrics |= {"accuracy": float(right_P.mean()), "margin_mean": float(margins_P.mean())}
         return metrics
+
+    def _micro_batches(self, groups: Sequence[Group]) -> list[tuple[list[Group], float]]:
+        """This rank's part of a step in micro-batches, each with its weight in the loss.
+
+        The weight is 0 for a spare one, which only keeps the ranks' passes alike: see `World.pad_to_equal`.
+        """
+        ours = world()
+        costs = [sum(len(ids) for ids in group.sequences) for group in groups]
+        mine = [groups[place] for place in split_by_cost(costs, ours.size)[ours.rank]]
+        batches = [(batch, 1.0) for batch in micro_batches(mine, self.settings.micro_batch_tokens)]
+        return ours.pad_to_equal(batches, lambda: ([groups[0]], 0.0))
 
     def scores(self, groups: Sequence[Group], *, num_groups: int) -> tuple[Tensor, Pairs]:
         """Raw scores (N,) of every completion of `groups`, and their pairs.
@@ -110,19 +120,21 @@ class Trainer:
         """
         device = self.backbone.device
         sequences = [ids for group in groups for ids in group.sequences]
-        ids_NL, mask_NL = pad_right(sequences, self.backbone.pad_id, device)
+        batch = TokenBatch.of(sequences, self.backbone.pad_id, device)
         pairs = collate(
-            [g.pairs for g in groups], [len(g) for g in groups], num_groups=num_groups, device=device
+            [group.pairs for group in groups],
+            [len(group) for group in groups],
+            num_groups=num_groups,
+            device=device,
         )
-        return raw_scores(self.backbone, ids_NL, mask_NL), pairs
+        return raw_scores(self.backbone, batch), pairs
 
     def score_groups(self, groups: Sequence[Group]) -> Values:
         """Raw scores of every completion of every group."""
         sequences = [ids for group in groups for ids in group.sequences]
-        flat = iter(
-            score_shared(self.backbone, sequences, max_tokens=self.settings.micro_batch_tokens).tolist()
-        )
-        return [[next(flat) for _ in range(len(group))] for group in groups]
+        scores = score_sharded(self.backbone, sequences, max_tokens=self.settings.micro_batch_tokens)
+        parts = scores.split([len(group) for group in groups])
+        return [part.tolist() for part in parts]
 
     def learning_rate_factor(self, step: int) -> float:
         """Share of the peak learning rates at a step that counts from 0."""
@@ -134,7 +146,7 @@ class Trainer:
         return falls[self.settings.schedule]
 
     def take_window(self) -> dict[str, float]:
-        """Mean figures of the steps since the last call."""
+        """Mean metrics of the steps since the last call."""
         metrics = {name: sum(values) / len(values) for name, values in self.window.items()}
         self.window = {}
         return metrics | {
@@ -144,13 +156,21 @@ class Trainer:
 
     def save(self, folder: Path) -> None:
         """Write a complete checkpoint."""
-        tensors = self.optimization.tensors() | all_rng_tensors()
+        tensors = self.optimization.tensors() | all_rng_tensors()  # of all ranks, so all of them are here
         state = {**self.guard.state(), "window": self.window, "best": asdict(self.best)}
-        step, best, keep = self.next_step, self.best.step, self.settings.keep_checkpoints
-        world().run_on_rank0(lambda: checkpoints.save(folder, step, tensors, state, keep=keep, best=best))
+        world().run_on_rank0(
+            lambda: checkpoints.save(
+                folder,
+                self.next_step,
+                tensors,
+                state,
+                keep=self.settings.keep_checkpoints,
+                best=self.best.step,
+            )
+        )
 
     def restore(self, folder: Path) -> bool:
-        """Go on from the newest good checkpoint, if there is one."""
+        """Resume from the newest good checkpoint, if there is one."""
         found = newest_checkpoint(folder)
         if found is None:
             return False

@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from rlhf.model.backbone import REFERENCE, Backbone
+from rlhf.model.batching import pad, token_batches
 from rlhf.model.chat import prompt_text
 from rlhf.model.weights import gathered_model, gathered_weights
 from rlhf.parallel.world import world
 from rlhf.sampling.engine import sample
-from rlhf.sampling.rollouts import merge_shares, responses_text
+from rlhf.sampling.rollouts import responses_text, unshard_rollouts
 from rlhf.settings.groups import SamplingSettings
 from sft.data import Example
 
@@ -54,24 +55,16 @@ def held_out_metrics(model: Any, examples: Sequence[Example]) -> dict[str, float
 def _batches(model: Any, examples: Sequence[Example]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(ids, what is not padding, what is learned), (B, L) each, of examples of like length."""
     limit = min(_MAX_TOKENS, _MAX_LOGITS // model.config.get_text_config().vocab_size)
-    rows: list[Example] = []
-    for example in sorted(examples, key=lambda example: example.num_tokens):
-        if rows and (len(rows) + 1) * example.num_tokens > limit:
-            yield _pad(rows, model.device)
-            rows = []
-        rows.append(example)
-    yield _pad(rows, model.device)
+    for places in token_batches([example.num_tokens for example in examples], limit):
+        yield _pad([examples[place] for place in places], model.device)
 
 
 def _pad(rows: Sequence[Example], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    shape = (len(rows), max(row.num_tokens for row in rows))
-    ids_BL = torch.zeros(shape, dtype=torch.long)  # any valid id: the mask says what is real
-    mask_BL, learned_BL = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-    for index, row in enumerate(rows):
-        ids_BL[index, : row.num_tokens] = torch.tensor(row.prompt_ids + row.completion_ids)
-        mask_BL[index, : row.num_tokens] = 1
-        learned_BL[index, len(row.prompt_ids) : row.num_tokens] = True
-    return ids_BL.to(device), mask_BL.to(device), learned_BL.to(device)
+    sequences = [row.prompt_ids + row.completion_ids for row in rows]
+    ids_BL, mask_BL = pad(sequences, 0, device)  # any valid id: the mask says what is real
+    prompt_lengths_B = torch.tensor([len(row.prompt_ids) for row in rows], device=device)
+    places_L = torch.arange(ids_BL.shape[1], device=device)
+    return ids_BL, mask_BL.long(), mask_BL & (places_L >= prompt_lengths_B[:, None])
 
 
 @dataclass(frozen=True)
@@ -112,7 +105,7 @@ def sample_answers(
             keys=[(0, index, 0) for index in share],
             seed=seed,
         )
-        rollouts = merge_shares(own, len(chosen))
+        rollouts = unshard_rollouts(own, len(chosen))
     answers = responses_text(backbone, rollouts, settings)
     return Samples(
         metrics={

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppo.experience import compute_advantages
 from ppo.models import POLICY, build_roles
-from ppo.rollout import collect, experience, schedule_prompts, score_values
+from ppo.rollout import RolloutScorer, Sampler
 from ppo.update import Updater
 from reward.trainer import Trainer
 from rlhf.model.backbone import Backbone
@@ -26,7 +27,7 @@ from rlhf.parallel.world import world
 from rlhf.runs import checkpoints
 from rlhf.runs.rank_checkpoints import newest_checkpoint
 from rlhf.settings.groups import LoraSettings, ModelSettings, RunSettings
-from tests.invariant.test_ppo_properties import PROMPTS, TokenReward, ppo_settings
+from tests.invariant.test_ppo_properties import TokenReward, ppo_settings, schedule
 from tests.small import perturb, write_small_model
 from tests.teams import Case, fork, leave, preload, switch_reduction_off
 from tests.unit.reward.groups import random_groups, reward_settings
@@ -98,16 +99,14 @@ def train_ppo(out: Path, case: str, *, name: str = "ppo", **changes: Any) -> Non
         if iteration == PPO_CUT and origin is None:
             tensors = updater.optimization.tensors()
             world().run_on_rank0(lambda: checkpoints.save(out / f"{name}-{case}-cut", PPO_CUT, tensors, {}))  # noqa: B023
-        indices, keys = schedule_prompts(len(PROMPTS), iteration, settings, seed=1)
+        requests = schedule(settings).of_iteration(iteration)
         with gathered_weights(backbone):
-            sampled = collect(
-                backbone, PROMPTS.take(indices), keys, TokenReward(), settings, role=POLICY, seed=1
-            )
-            values_BT = score_values(backbone, sampled.own, settings)
-        values_BT = world().unshard_tensor(values_BT, len(keys))
-        batch, _ = experience(sampled, values_BT, settings, kl_coefficient=0.1)
-        metrics["updates"].append(updater.update(batch, iteration=iteration))
-        metrics["responses"].append(sampled.rollouts.response_lists())
+            sampled = Sampler(backbone, settings, seed=1).sample(requests, role=POLICY)
+            scorer = RolloutScorer(backbone, TokenReward(), settings)
+            scored = scorer.score(sampled, role=POLICY, for_training=True)
+        experience = compute_advantages(scored, settings, kl_coefficient=0.1)
+        metrics["updates"].append(updater.update(experience, iteration=iteration))
+        metrics["responses"].append(scored.rollouts.response_lists())
     finish(out, f"{name}-{case}", updater, before, metrics)
 
 
@@ -117,7 +116,7 @@ TRAININGS: dict[str, Callable[[Path, str], None]] = {
     "trunk": functools.partial(train_ppo, name="trunk", lora=LoraSettings(rank=4, alpha=8.0, top_layers=1)),
 }
 RESUMED = ("reward", "ppo")
-"""What also goes on from checkpoints."""
+"""What also resumes from checkpoints."""
 
 
 def weights_of(trained: Trainer | Updater) -> dict[str, Tensor]:

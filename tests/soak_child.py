@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ppo.__main__
-import ppo.train
+import ppo.rollout
 import ppo.update
 from rlhf.commands.process import run_command
 from rlhf.runs import checkpoints
@@ -33,7 +33,7 @@ def announce(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 if __name__ == "__main__":
     for module, name, phase in (
-        (ppo.train, "collect", "sampling"),
+        (ppo.rollout.Sampler, "sample", "sampling"),
         (ppo.update.Updater, "update", "training"),
         (checkpoints, "save", "saving"),
     ):

@@ -17,7 +17,9 @@ from benchmarks.gpu.models import Engine, add_roles, random_base, random_prompts
 from benchmarks.gpu.plan import Case
 from benchmarks.gpu.swaps import counted_replays, plain_path, uncaptured
 from ppo.models import POLICY, VALUE
-from ppo.rollout import PromptSet, response_logprobs, score_tokens
+from ppo.passes import response_logprobs
+from ppo.prompts import PromptSet
+from ppo.rollout import score_tokens
 from reward.model import ROLE
 from rlhf.sampling.engine import sample
 from rlhf.sampling.rollouts import Rollouts
@@ -97,8 +99,8 @@ def check_sampling(engine: Engine, prompts: PromptSet, checks: Checks) -> Rollou
 def check_trunk(engine: Engine, rollouts: Rollouts, checks: Checks) -> None:
     """Log-probabilities and gradients with the frozen trunk's kept states, and by the whole model."""
     with_trunk = rollouts.with_trunk(engine.backbone, engine.settings.micro_batch_tokens)
-    checks.at_least("layers of the frozen trunk kept", float(with_trunk.trunk_BLH is not None), 1)
-    whole = replace(rollouts, trunk_BLH=None)
+    checks.at_least("layers of the frozen trunk kept", float(with_trunk.trunk is not None), 1)
+    whole = replace(rollouts, trunk=None)
     gap_N = difference(score(engine, with_trunk), score(engine, whole), rollouts)
     compare(checks, "frozen trunk", float(gap_N.mean()), float(gap_N.max()), engine)
     one, other = (policy_gradient(engine, each) for each in (with_trunk, whole))
@@ -174,9 +176,9 @@ def policy_gradient(engine: Engine, rollouts: Rollouts) -> Tensor:
     """Gradient of the samples' mean log-probability in all of the policy's adapter."""
     parameters = engine.backbone.set_trainable([POLICY])
     num_tokens = float(rollouts.response_mask_BT.sum())
-    for _, part in rollouts.micro_batches(engine.settings.micro_batch_tokens):
-        with engine.backbone.role(POLICY):
-            (response_logprobs(engine.backbone, part, 1.0).sum() / num_tokens).backward()
+    for batch in rollouts.micro_batches(engine.settings.micro_batch_tokens):
+        logprobs_N = response_logprobs(engine.backbone, batch, role=POLICY, temperature=1.0)
+        (logprobs_N.sum() / num_tokens).backward()
     gradients = [p.grad.flatten() for p in parameters if p.grad is not None]
     assert len(gradients) == len(parameters)
     for parameter in parameters:

@@ -3,20 +3,19 @@
 Used by the parts `memory-7b`, `largest` and `iteration`.
 """
 
-from contextlib import AbstractContextManager
 from statistics import median
 from typing import Any
 
 import torch
 
-import ppo.rollout
 from benchmarks.base_model import base_bytes
 from benchmarks.clock import clock
 from benchmarks.gpu.models import Engine, add_roles, random_base, random_prompts
 from benchmarks.gpu.plan import Case
-from benchmarks.gpu.swaps import swapped
+from ppo.experience import compute_advantages
 from ppo.models import POLICY
-from ppo.rollout import PromptSet, collect, experience, schedule_prompts, score_values
+from ppo.prompts import PromptSchedule, PromptSet
+from ppo.rollout import RolloutScorer, Sampler
 
 MIB = 2**20
 PHASES = ("sampling", "scoring", "training")
@@ -75,18 +74,17 @@ def iterate(engine: Engine, prompts: PromptSet, iteration: int) -> dict[str, Any
     seed = engine.case.seed
     backbone = engine.backbone
     updater = engine.updater
-    indices, keys = schedule_prompts(len(prompts), iteration, settings, seed=seed)
+    schedule = PromptSchedule(prompts, settings.rollouts_per_iteration, settings.samples_per_prompt, seed)
+    requests = schedule.of_iteration(iteration)
     phases = Phases(engine.case.device)
-    with sampling_ends(phases):
-        sampled = collect(
-            backbone, prompts.take(indices), keys, engine.reward, settings, role=POLICY, seed=seed
-        )
-    values_BT = score_values(backbone, sampled.rollouts, settings)
-    batch, _ = experience(sampled, values_BT, settings, kl_coefficient=settings.kl.coefficient)
+    sampled = Sampler(backbone, settings, seed).sample(requests, role=POLICY)
+    phases.end("sampling")
+    scorer = RolloutScorer(backbone, engine.reward, settings)
+    scored = scorer.score(sampled, role=POLICY, for_training=True)
+    experience = compute_advantages(scored, settings, kl_coefficient=settings.kl.coefficient)
     phases.end("scoring")
-    metrics = updater.update(batch, iteration=iteration)
+    metrics = updater.update(experience, iteration=iteration)
     phases.end("training")
-    assert tuple(phases.seconds) == PHASES, "the stage no longer samples by the name that is listened to"
     return {
         "seconds": phases.seconds,
         "peak_mib": phases.peak_mib,
@@ -94,18 +92,6 @@ def iterate(engine: Engine, prompts: PromptSet, iteration: int) -> dict[str, Any
         "response_tokens": int(sampled.rollouts.response_lengths_B.sum()),
         "figures": metrics,
     }
-
-
-def sampling_ends(phases: Phases) -> AbstractContextManager[None]:
-    """Inside the block the phase `sampling` ends where the stage's sampling returns."""
-    sample = ppo.rollout.sample  # type: ignore[attr-defined]
-
-    def marked(*args: Any, **kwargs: Any) -> Any:
-        rollouts = sample(*args, **kwargs)
-        phases.end("sampling")
-        return rollouts
-
-    return swapped(ppo.rollout, "sample", marked)
 
 
 def summary(laps: list[dict[str, Any]]) -> dict[str, Any]:

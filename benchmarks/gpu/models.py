@@ -22,7 +22,7 @@ from benchmarks.gpu.plan import Case, LlamaShape
 from benchmarks.workloads import lora_values
 from ppo.config import PPOSettings
 from ppo.models import POLICY, VALUE, AdapterReward
-from ppo.rollout import PromptSet
+from ppo.prompts import PromptSet
 from ppo.update import Updater
 from reward.model import ROLE, RewardCard, RewardModel
 from rlhf.model.adapters import init_head
@@ -120,8 +120,8 @@ def add_roles(backbone: Backbone, case: Case) -> Engine:
     card = RewardCard(
         base_sha256="random",
         precision=case.precision,
-        offset=0.0,
-        spread=1.0,
+        mean=0.0,
+        std=1.0,
         num_reference_samples=1,
         eos_ids=list(backbone.eos_ids),
         max_tokens=backbone.max_length,

@@ -1,4 +1,4 @@
-"""What a measurement swaps while it runs, and puts back: to count, to mark a moment, to take another path."""
+"""What a measurement swaps while it runs, and puts back: to count, to take another path."""
 
 import contextlib
 from collections.abc import Iterator

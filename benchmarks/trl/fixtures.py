@@ -197,8 +197,8 @@ def _publish_reward(recipe: Recipe, lora: LoraSettings, workload: PPOWorkload) -
     card = RewardCard(
         base_sha256=base_identity(require(recipe.run_folder, "sft")),
         precision="fp32",
-        offset=float(scores.mean()),
-        spread=float(scores.std()),
+        mean=float(scores.mean()),
+        std=float(scores.std()),
         num_reference_samples=len(texts),
         eos_ids=list(backbone.eos_ids),
         max_tokens=backbone.max_length,

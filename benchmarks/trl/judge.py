@@ -51,7 +51,7 @@ def _point(
         kl_nats=metrics["kl_nats_per_response"],
         figures=metrics,
         golds=evaluation.gold or [],
-        kls_nats=evaluation.sampled.kl_B.tolist(),
+        kls_nats=evaluation.scored.kl_B.tolist(),
     )
 
 

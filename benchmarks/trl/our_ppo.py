@@ -7,7 +7,6 @@ from typing import Any, cast
 import transformers.models.llama.modeling_llama  # noqa: F401  loads with the first model otherwise
 
 import ppo.rollout
-import ppo.train
 import ppo.update
 from benchmarks.clock import clock
 from benchmarks.memory import PeakMemory
@@ -17,37 +16,36 @@ from benchmarks.trl.racer import num_base_parameters, race, read_recipe, result_
 from benchmarks.trl.snapshots import Snapshots
 from ppo.config import PPOSettings
 from ppo.models import POLICY, VALUE
-from ppo.rollout import Sampled
+from ppo.rollout import RolloutScorer, Sampled, Sampler
 from ppo.train import PPO
 from rlhf.runs.tracker import Tracker
 
 PARTS = (
     (ppo.rollout, "sample", "sampling"),
     (ppo.rollout, "responses_text", OTHER),
-    (ppo.train, "collect", "scoring"),
-    (ppo.train, "score_values", "scoring"),
+    (RolloutScorer, "score", "scoring"),
     (ppo.update.Updater, "update", "training"),
 )
 """What an iteration calls, and the part of the breakdown that its time belongs to."""
 
 
 class Lengths:
-    """Notes the length of every response that the stage samples."""
+    """Notes the length of every response that is sampled in training."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
         self.num_ended = 0
 
     def listen(self) -> None:
-        collect = ppo.train.collect  # type: ignore[attr-defined]
+        sample = Sampler.sample
 
         def noted(*args: Any, **kwargs: Any) -> Sampled:
-            sampled = collect(*args, **kwargs)
+            sampled = sample(*args, **kwargs)
             self.tokens += sampled.rollouts.response_lengths_B.tolist()
             self.num_ended += int(sampled.rollouts.ended_B.sum())
             return sampled
 
-        ppo.train.collect = noted  # type: ignore[attr-defined]
+        Sampler.sample = noted  # type: ignore[method-assign]
 
 
 def run(job: Job) -> Result:

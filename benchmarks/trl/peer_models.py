@@ -40,6 +40,6 @@ def _normalize(model: Any, run_folder: Path) -> None:
     weight = getattr(raw, "modules_to_save", {"default": raw})["default"].weight.detach()
     score = nn.Linear(weight.shape[1], 1)
     with torch.no_grad():
-        score.weight.copy_(weight / card.spread)
-        score.bias.fill_(-card.offset / card.spread)
+        score.weight.copy_(weight / card.std)
+        score.bias.fill_(-card.mean / card.std)
     model.score = score

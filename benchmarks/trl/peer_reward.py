@@ -22,7 +22,7 @@ from benchmarks.trl.racer import num_base_parameters, race, read_recipe, result_
 from reward.config import RewardSettings
 from reward.data import Group
 from reward.evaluate import evaluate
-from reward.model import pad_right
+from rlhf.model.batching import pad
 from rlhf.model.loading import quiet_transformers
 
 
@@ -92,7 +92,7 @@ def score(model: Any, groups: Sequence[Group], pad_id: int) -> list[list[float]]
     model.eval()
     scores: list[list[float]] = []
     for group in groups:
-        ids_NL, mask_NL = pad_right(group.sequences, pad_id, model.device)
+        ids_NL, mask_NL = pad(group.sequences, pad_id, model.device)
         scores.append(model(input_ids=ids_NL, attention_mask=mask_NL).logits.squeeze(-1).tolist())
     return scores
 

@@ -149,10 +149,10 @@ class _Answerer:
         rollouts = from_lists(contexts, [tokens[:1] for _, tokens in split], self._backbone)
         found: list[Answer | None] = [None] * len(requests)
         with self._backbone.role(self._role), torch.inference_mode():
-            for rows, part in rollouts.micro_batches(self._settings.batch_tokens):
-                logits_BV = self._backbone.logits(part.hidden(self._backbone, part.before_response_N))
-                logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
-                for place, row in enumerate(rows.tolist()):
+            for batch in rollouts.micro_batches(self._settings.batch_tokens):
+                hidden_BH = self._backbone.hidden(batch.tokens, wanted_M=batch.before_response_N)
+                logprobs_BV = torch.log_softmax(self._backbone.logits(hidden_BH), dim=-1)
+                for place, row in enumerate(batch.rows):
                     own = logprobs_BV[place, split[row][1]]
                     kept = tuple(normalized(own.tolist()))
                     if not all(math.isfinite(value) for value in kept):

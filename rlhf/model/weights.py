@@ -4,12 +4,16 @@ Without ZeRO-3 every block here does nothing.
 """
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar, cast
+
+import torch
 
 from rlhf.model.architecture import decoder_layers
 from rlhf.model.backbone import Backbone
 from rlhf.parallel.world import world
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -25,6 +29,16 @@ def gathered_weights(backbone: Backbone) -> Iterator[None]:
 
     with gathering(backbone, backbone.layers):
         yield
+
+
+def forward_pass(backbone: Backbone, work: Callable[[], T]) -> T:
+    """What `work` returns, which is one pass through parts of the backbone.
+
+    Under ZeRO-3 a pass with gradients must begin with the hooks of the backbone as a module: from there on
+    they gather each layer's weights, in step with all other ranks. A pass without gradients finds its weights
+    gathered (`gathered_weights`), and ranks may run different numbers of them: so it must not call the hooks.
+    """
+    return cast(T, backbone(work)) if torch.is_grad_enabled() else work()
 
 
 @contextlib.contextmanager

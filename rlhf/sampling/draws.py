@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from rlhf.model.backbone import Backbone
+from rlhf.model.batching import pad
 from rlhf.model.chat import decode_completion
-from rlhf.sampling.rollouts import Rollouts, pad_left
+from rlhf.sampling.rollouts import Rollouts
 from rlhf.settings.groups import SamplingSettings
 
 # Shapes: R rows to be sampled, N of them that draw together, T response tokens, V vocabulary.
@@ -67,7 +68,8 @@ class Draws:
         """All rows with what was drawn for them."""
         width = int(self._lengths_R.max())
         mask_RT = torch.arange(width, device=self._lengths_R.device) < self._lengths_R[:, None]
-        prompt_ids, prompt_mask = pad_left(self._prompts, self._backbone.pad_id, self._backbone.device)
+        backbone = self._backbone
+        prompt_ids, prompt_mask = pad(self._prompts, backbone.pad_id, backbone.device, left=True)
         return Rollouts(
             prompt_ids_BP=prompt_ids,
             prompt_mask_BP=prompt_mask,

@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 
 from rlhf.model.backbone import Backbone
+from rlhf.model.batching import pad
 from rlhf.sampling.draws import Draws
 from rlhf.sampling.fixed_step import FixedStep, fixed_shapes_pay
 from rlhf.sampling.kv_slots import Columns, KVSlots, columns_for
 from rlhf.sampling.noise import Key, uniforms
-from rlhf.sampling.rollouts import Rollouts, pad_left
+from rlhf.sampling.rollouts import Rollouts
 from rlhf.settings.groups import SamplingSettings
 
 # Shapes: R rows to be sampled, S slots that decode together, N of them, P prompt tokens (left-padded),
@@ -129,7 +130,8 @@ class SlotDecoder:
 
         A cache of their own, because a pass over the slots' would make every slot as many tokens longer.
         """
-        ids_NP, mask_NP = pad_left([self.prompts[row] for row in rows], self.backbone.pad_id, self.device)
+        prompts = [self.prompts[row] for row in rows]
+        ids_NP, mask_NP = pad(prompts, self.backbone.pad_id, self.device, left=True)
         hidden_NPH = self.backbone.next_hidden(ids_NP, mask_NP, cache)
         return PromptPass(rows, mask_NP, cache, hidden_NPH)
 
@@ -187,7 +189,8 @@ def _decode_in_batches(
     """The plain path, for every kind of cache: batch after batch, each until its last row has ended."""
     for start in range(0, len(order), settings.batch_size):
         rows = torch.tensor(order[start : start + settings.batch_size], device=backbone.device)
-        ids, mask = pad_left([prompts[row] for row in rows.tolist()], backbone.pad_id, backbone.device)
+        own_prompts = [prompts[row] for row in rows.tolist()]
+        ids, mask = pad(own_prompts, backbone.pad_id, backbone.device, left=True)
         cache = DynamicCache(config=backbone.model.config)
         busy = torch.ones(len(rows), dtype=torch.bool, device=backbone.device)
         while True:

@@ -1,4 +1,4 @@
-"""Prompts with their responses, and what is taken from the model at their tokens."""
+"""Prompts with their responses, the micro-batches that they form, and the states kept of the frozen trunk."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -6,15 +6,45 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from rlhf.model.backbone import Backbone
-from rlhf.model.batching import TokenBatch
+from rlhf.model.batching import TokenBatch, pad, token_batches
 from rlhf.model.chat import decode_completion
 from rlhf.parallel.world import world
 from rlhf.settings.groups import SamplingSettings
 
 # Shapes: B rollouts, P prompt tokens (left-padded), T response tokens (right-padded), L tokens of the longest
 # prompt and response together, H hidden size, N real response tokens.
+
+
+@dataclass(frozen=True)
+class TrunkStates:
+    """What enters the lowest layer with an adapter, of the rollouts that this rank has run through the trunk.
+
+    The states of a rollout are large and stay on the rank that computed them, which therefore trains on it.
+    """
+
+    states: tuple[Tensor, ...]
+    """(tokens, H) of each rollout that was run here."""
+    places: tuple[int | None, ...]
+    """Where each rollout's states are in `states`; None: on another rank."""
+
+    def select(self, rows: Sequence[int]) -> "TrunkStates":
+        """The given rollouts; no state is copied."""
+        return replace(self, places=tuple(self.places[row] for row in rows))
+
+    def of_all_ranks(self, num_rows: int) -> "TrunkStates":
+        """The same states, seen from the `num_rows` rollouts of which this rank had its `World.shard`."""
+        size, rank = world().size, world().rank
+        places = tuple(row // size if row % size == rank else None for row in range(num_rows))
+        return replace(self, places=places)
+
+    def padded(self) -> Tensor:
+        """The states of all rollouts (B, L, H), which must be here."""
+        states = [self.states[place] for place in self.places if place is not None]
+        assert len(states) == len(self.places), "the states of a rollout are on another rank"
+        return pad_sequence(states, batch_first=True)
 
 
 @dataclass(frozen=True)
@@ -32,25 +62,11 @@ class Rollouts:
     """Entropy of that distribution, nats; 0 in padding."""
     ended_B: Tensor
     """Whether the response ended by itself: with an EOS or a stop string."""
-    trunk_BLH: Tensor | None = None
-    """States that enter the lowest layer with an adapter, at the tokens of `input_ids_BL`."""
+    trunk: TrunkStates | None = None
+    """What the layers below the lowest adapter made of the rollouts, where it was kept: see `with_trunk`."""
 
     def __len__(self) -> int:
         return self.response_ids_BT.shape[0]
-
-    @cached_property
-    def input_ids_BL(self) -> Tensor:
-        """Prompt and response without a gap, from the first column on; 0 in the padding on the right."""
-        both = torch.cat([self.prompt_ids_BP, self.response_ids_BT], dim=1)
-        real = torch.cat([self.prompt_mask_BP, self.response_mask_BT], dim=1)
-        ids_BL = torch.zeros(self.mask_BL.shape, dtype=both.dtype, device=both.device)
-        return ids_BL.masked_scatter(self.mask_BL, both[real])
-
-    @cached_property
-    def mask_BL(self) -> Tensor:
-        """Which of `input_ids_BL` are real tokens."""
-        places_L = torch.arange(int(self.lengths_B.max()), device=self.ended_B.device)
-        return places_L < self.lengths_B[:, None]
 
     @property
     def prompt_lengths_B(self) -> Tensor:
@@ -60,83 +76,11 @@ class Rollouts:
     def response_lengths_B(self) -> Tensor:
         return self.response_mask_BT.sum(1)
 
-    @property
-    def lengths_B(self) -> Tensor:
-        """Real tokens, prompt and response."""
-        return self.prompt_lengths_B + self.response_lengths_B
-
-    def hidden(self, backbone: Backbone, wanted_M: Tensor) -> Tensor:
-        """States (M, H) of the current role at places of the flattened `input_ids_BL`."""
-        return backbone.hidden(self.batch, trunk_BLH=self.trunk_BLH, wanted_M=wanted_M)
-
     @cached_property
-    def batch(self) -> TokenBatch:
-        """The rollouts as the model takes them."""
-        return TokenBatch(self.input_ids_BL, self.lengths_B)
-
-    @property
-    def last_B(self) -> Tensor:
-        """Place of each row's last real token in the flattened `input_ids_BL`."""
-        rows_B = torch.arange(len(self), device=self.ended_B.device)
-        return rows_B * self.input_ids_BL.shape[1] + self.lengths_B - 1
-
-    @cached_property
-    def before_response_N(self) -> Tensor:
-        """Places in the flattened `input_ids_BL` whose states predict the N real response tokens, row by row.
-
-        A row's response begins right after its prompt, and the state before a token predicts it.
-        """
-        rows_N, places_N = self.response_mask_BT.nonzero(as_tuple=True)
-        width = self.input_ids_BL.shape[1]
-        return rows_N * width + self.prompt_lengths_B[rows_N] - 1 + places_N
-
-    @cached_property
-    def response_tokens_N(self) -> Tensor:
-        """The real response tokens, row by row."""
-        return self.response_ids_BT[self.response_mask_BT]
-
-    def spread(self, values_N: Tensor) -> Tensor:
-        """Values of the N real response tokens back on the (B, T) grid; 0 in padding."""
-        grid_BT = torch.zeros(self.response_mask_BT.shape, dtype=values_N.dtype, device=values_N.device)
-        return grid_BT.masked_scatter(self.response_mask_BT, values_N)
-
-    def select(self, rows: Sequence[int] | Tensor) -> "Rollouts":
-        """The given rows, without the columns that are padding in all of them."""
-        index = torch.as_tensor(rows, device=self.ended_B.device)
-        prompt_mask, response_mask = self.prompt_mask_BP[index], self.response_mask_BT[index]
-        width = int(prompt_mask.sum(1).max())
-        first = prompt_mask.shape[1] - width
-        length = max(1, int(response_mask.sum(1).max()))
-        total = int((prompt_mask.sum(1) + response_mask.sum(1)).max())
-        return Rollouts(
-            prompt_ids_BP=self.prompt_ids_BP[index, first:],
-            prompt_mask_BP=prompt_mask[:, first:],
-            response_ids_BT=self.response_ids_BT[index, :length],
-            response_mask_BT=response_mask[:, :length],
-            sampled_logprobs_BT=self.sampled_logprobs_BT[index, :length],
-            sampled_entropy_BT=self.sampled_entropy_BT[index, :length],
-            ended_B=self.ended_B[index],
-            trunk_BLH=None if self.trunk_BLH is None else self.trunk_BLH[index, :total],
-        )
-
-    def with_trunk(self, backbone: Backbone, max_tokens: int) -> "Rollouts":
-        """The same rollouts with the states of the frozen trunk, if the backbone has one."""
-        states_BLH: Tensor | None = None
-        for rows, part in self.micro_batches(max_tokens):
-            part_BLH = backbone.run_trunk(part.batch)
-            if part_BLH is None:
-                return self
-            if states_BLH is None:
-                shape = (*self.input_ids_BL.shape, part_BLH.shape[-1])
-                states_BLH = torch.zeros(shape, dtype=part_BLH.dtype, device=part_BLH.device)
-            states_BLH[rows, : part_BLH.shape[1]] = part_BLH
-        return replace(self, trunk_BLH=states_BLH)
-
-    def micro_batches(self, max_tokens: int) -> Iterator[tuple[Tensor, "Rollouts"]]:
-        """Rows grouped by length into batches of at most `max_tokens` padded tokens (or one row)."""
-        order = torch.argsort(self.lengths_B, stable=True)
-        for rows in _pack(order, self.lengths_B, max_tokens):
-            yield rows, self.select(rows)
+    def lengths(self) -> list[int]:
+        """Real tokens of each row, prompt and response."""
+        lengths: list[int] = (self.prompt_lengths_B + self.response_lengths_B).tolist()
+        return lengths
 
     def prompt_lists(self) -> list[list[int]]:
         pairs = zip(self.prompt_ids_BP.tolist(), self.prompt_mask_BP.tolist(), strict=True)
@@ -146,12 +90,98 @@ class Rollouts:
         pairs = zip(self.response_ids_BT.tolist(), self.response_lengths_B.tolist(), strict=True)
         return [ids[:length] for ids, length in pairs]
 
+    def select(self, rows: Sequence[int]) -> "Rollouts":
+        """The given rows, without the columns that are padding in all of them."""
+        index = torch.tensor(list(rows), dtype=torch.long, device=self.ended_B.device)
+        prompt_mask, response_mask = self.prompt_mask_BP[index], self.response_mask_BT[index]
+        first = prompt_mask.shape[1] - int(prompt_mask.sum(1).max())
+        width = max(1, int(response_mask.sum(1).max()))
+        return Rollouts(
+            prompt_ids_BP=self.prompt_ids_BP[index, first:],
+            prompt_mask_BP=prompt_mask[:, first:],
+            response_ids_BT=self.response_ids_BT[index, :width],
+            response_mask_BT=response_mask[:, :width],
+            sampled_logprobs_BT=self.sampled_logprobs_BT[index, :width],
+            sampled_entropy_BT=self.sampled_entropy_BT[index, :width],
+            ended_B=self.ended_B[index],
+            trunk=None if self.trunk is None else self.trunk.select(rows),
+        )
 
-def merge_shares(own: Rollouts, num_rows: int) -> Rollouts:
-    """All ranks' rollouts in the order of rows, from those that each has for its share; no trunk states."""
+    def micro_batches(self, max_tokens: int) -> Iterator["RolloutBatch"]:
+        """All rows, those of like length together, in batches of at most `max_tokens` padded tokens."""
+        for rows in token_batches(self.lengths, max_tokens):
+            yield self.batch(rows)
+
+    def batch(self, rows: Sequence[int] | None = None) -> "RolloutBatch":
+        """The given rows, or all, as the model takes them."""
+        rows = range(len(self)) if rows is None else rows
+        part = self.select(rows)
+        ids = torch.cat([part.prompt_ids_BP, part.response_ids_BT], dim=1)
+        is_real = torch.cat([part.prompt_mask_BP, part.response_mask_BT], dim=1)
+        lengths_B = is_real.sum(1)
+        # Prompts are padded on the left and responses on the right: both masks' tokens, row by row, are a
+        # row's sequence without a gap, which the model wants to begin in the first column.
+        mask_BL = torch.arange(int(lengths_B.max()), device=ids.device) < lengths_B[:, None]
+        ids_BL = torch.zeros(mask_BL.shape, dtype=ids.dtype, device=ids.device)
+        # A response begins right after its prompt, and the state before a token predicts it.
+        rows_N, places_N = part.response_mask_BT.nonzero(as_tuple=True)
+        before_N = rows_N * mask_BL.shape[1] + part.prompt_lengths_B[rows_N] - 1 + places_N
+        return RolloutBatch(
+            rows=list(rows),
+            tokens=TokenBatch(ids_BL.masked_scatter(mask_BL, ids[is_real]), lengths_B),
+            trunk_BLH=None if part.trunk is None else part.trunk.padded(),
+            response_mask_BT=part.response_mask_BT,
+            response_tokens_N=part.response_ids_BT[part.response_mask_BT],
+            before_response_N=before_N,
+        )
+
+    def with_trunk(self, backbone: Backbone, max_tokens: int) -> "Rollouts":
+        """The same rollouts with the states of the frozen trunk, if the backbone has one."""
+        states: dict[int, Tensor] = {}
+        for batch in self.micro_batches(max_tokens):
+            states_BLH = backbone.run_trunk(batch.tokens)
+            if states_BLH is None:
+                return self
+            for row, states_LH in zip(batch.rows, states_BLH, strict=True):
+                states[row] = states_LH[: self.lengths[row]]
+        rows = range(len(self))
+        return replace(self, trunk=TrunkStates(tuple(states[row] for row in rows), tuple(rows)))
+
+
+@dataclass(frozen=True)
+class RolloutBatch:
+    """Rollouts that go through the model together, whichever roles they pass: see `Rollouts.batch`."""
+
+    rows: list[int]
+    """Their rows among the rollouts that they were taken from."""
+    tokens: TokenBatch
+    """Prompt and response without a gap."""
+    trunk_BLH: Tensor | None
+    """States that enter the lowest layer with an adapter, at the tokens; None: all layers run."""
+    response_mask_BT: Tensor
+    response_tokens_N: Tensor
+    """The real response tokens, row by row."""
+    before_response_N: Tensor
+    """Places in the flattened (B, L) tokens whose states predict the response tokens."""
+
+    def take(self, grid_BT: Tensor) -> Tensor:
+        """Values (N,) at the response tokens, from a grid of all rollouts."""
+        width = self.response_mask_BT.shape[1]
+        return grid_BT[self.rows, :width][self.response_mask_BT]
+
+    def put(self, values_N: Tensor, grid_BT: Tensor) -> None:
+        """Write values at the response tokens into a grid of all rollouts, and 0 next to them."""
+        width = self.response_mask_BT.shape[1]
+        zeros_BT = values_N.new_zeros(self.response_mask_BT.shape)
+        grid_BT[self.rows, :width] = zeros_BT.masked_scatter(self.response_mask_BT, values_N)
+
+
+def unshard_rollouts(own: Rollouts, num_rows: int) -> Rollouts:
+    """All ranks' rollouts in the order of rows, from those that each has for its `World.shard`."""
     ours = world()
     if ours.size == 1:
         return own
+    assert own.trunk is None, "states of the trunk stay where they are"
 
     def padded_left(values_BP: Tensor) -> Tensor:
         return ours.unshard_tensor(values_BP.flip(1), num_rows).flip(1)
@@ -167,45 +197,20 @@ def merge_shares(own: Rollouts, num_rows: int) -> Rollouts:
     )
 
 
-def _pack(order_B: Tensor, lengths_B: Tensor, max_tokens: int) -> Iterator[Tensor]:
-    """Consecutive rows of `order_B`, which ascends in length, in batches of at most `max_tokens`."""
-    rows: list[int] = []
-    for row, length in zip(order_B.tolist(), lengths_B[order_B].tolist(), strict=True):
-        if rows and length * (len(rows) + 1) > max_tokens:
-            yield torch.tensor(rows)
-            rows = []
-        rows.append(row)
-    if rows:
-        yield torch.tensor(rows)
-
-
-def pad_left(sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids (B, P) and mask (B, P), padded on the left."""
-    width = max(len(ids) for ids in sequences)
-    ids_BP = torch.full((len(sequences), width), pad_id, dtype=torch.long)
-    mask_BP = torch.zeros((len(sequences), width), dtype=torch.bool)
-    for row, ids in enumerate(sequences):
-        ids_BP[row, width - len(ids) :] = torch.tensor(list(ids), dtype=torch.long)
-        mask_BP[row, width - len(ids) :] = True
-    return ids_BP.to(device), mask_BP.to(device)
-
-
 def from_lists(
     prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], backbone: Backbone
 ) -> Rollouts:
     """Rollouts of given token ids, for scoring texts that were not drawn here (log-probabilities 0)."""
-    prompt_ids, prompt_mask = pad_left(prompts, backbone.pad_id, backbone.device)
-    reversed_ids, reversed_mask = pad_left(
-        [list(r)[::-1] for r in responses], backbone.pad_id, backbone.device
-    )
+    prompt_ids, prompt_mask = pad(prompts, backbone.pad_id, backbone.device, left=True)
+    response_ids, response_mask = pad(responses, backbone.pad_id, backbone.device)
     eos = set(backbone.eos_ids)
     return Rollouts(
         prompt_ids_BP=prompt_ids,
         prompt_mask_BP=prompt_mask,
-        response_ids_BT=reversed_ids.flip(1),
-        response_mask_BT=reversed_mask.flip(1),
-        sampled_logprobs_BT=torch.zeros(reversed_ids.shape, device=backbone.device),
-        sampled_entropy_BT=torch.zeros(reversed_ids.shape, device=backbone.device),
+        response_ids_BT=response_ids,
+        response_mask_BT=response_mask,
+        sampled_logprobs_BT=torch.zeros(response_ids.shape, device=backbone.device),
+        sampled_entropy_BT=torch.zeros(response_ids.shape, device=backbone.device),
         ended_B=torch.tensor([bool(r) and r[-1] in eos for r in responses], device=backbone.device),
     )
 

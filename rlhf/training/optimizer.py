@@ -5,15 +5,13 @@ ranks, are summed.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from rlhf.runs import checkpoints
 
-T = TypeVar("T")
 Named = Mapping[str, nn.Parameter]
 
 
@@ -47,10 +45,6 @@ class Optimization:
         """Set every group's learning rate."""
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
-
-    def forward(self, work: Callable[[], T]) -> T:
-        """Run a forward pass with gradients."""
-        return work()
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of `loss` to those of this step."""

@@ -135,7 +135,8 @@ def test_a_moved_run_opens_in_plain_transformers_and_peft_with_our_numbers(
     shutil.copytree(runs / "micro", moved)
     backbone = Backbone.load(runs / "micro" / "sft" / "model")
     backbone.load_adapter("policy", runs / "micro" / "ppo" / "model")
-    from reward.model import base_identity, load_reward, pad_right
+    from reward.model import base_identity, load_reward
+    from rlhf.model.batching import TokenBatch, pad
 
     identity = base_identity(require(runs / "micro", "sft"))
     model = load_reward(backbone, runs / "micro" / "reward" / "model", expected_base_sha256=identity)
@@ -146,9 +147,10 @@ def test_a_moved_run_opens_in_plain_transformers_and_peft_with_our_numbers(
     done = subprocess.run(command, cwd=moved, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     plain = json.loads((moved / "plain.json").read_text())
-    ids, mask = pad_right(rows, backbone.pad_id, backbone.device)
+    ids, mask = pad(rows, backbone.pad_id, backbone.device)
     with torch.no_grad():
-        torch.testing.assert_close(torch.tensor(plain["scores"]), model.raw(ids, mask), atol=1e-5, rtol=1e-5)
+        raw = model.raw(TokenBatch(ids, mask.sum(1)))
+        torch.testing.assert_close(torch.tensor(plain["scores"]), raw, atol=1e-5, rtol=1e-5)
         with backbone.role("policy"):
             scores = backbone.logits(backbone.hidden(ids))[:, :-1].log_softmax(-1)
     ours = scores.gather(2, ids[:, 1:, None])[..., 0]
@@ -168,7 +170,7 @@ def test_an_interrupted_ppo_goes_on_to_the_same_weights_and_metrics(
     original = PPO.iterate
 
     def interrupted(self: PPO, tracker: Any) -> dict[str, float]:
-        if self.next_iteration == 3:
+        if self.state.next_iteration == 3:
             raise KeyboardInterrupt
         return original(self, tracker)
 

@@ -12,11 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import ppo.keeper
-import ppo.rollout
-import ppo.train
 import reward.trainer
-from ppo.evaluate import Evaluator
+from ppo.evaluate import Evaluation, Evaluator
+from ppo.rollout import Sampler
 from ppo.update import Updater
 from rlhf.runs import checkpoints
 from rlhf.runs.metrics import read_metrics
@@ -63,11 +61,11 @@ PLACES: dict[str, tuple[str, Any, str, int, int | None]] = {
     "sft, in a step": ("sft", Trainer, "compute_loss", 7, 7),
     "reward, in a step": ("reward", reward.trainer.Trainer, "accumulate", 3, 3),
     "reward, in its last samples": ("reward", reward.trainer.Trainer, "score_groups", 1, 5),
-    "ppo, measuring the reference": ("ppo", Evaluator, "evaluate", 1, None),
-    "ppo, sampling": ("ppo", ppo.train, "collect", 2, 1),
+    "ppo, evaluating the reference": ("ppo", Evaluator, "evaluate", 1, None),
+    "ppo, sampling": ("ppo", Sampler, "sample", 2, 1),
     "ppo, training": ("ppo", Updater, "accumulate", 10, 2),
     "ppo, saving": ("ppo", checkpoints, "sync_tree", 1, 2),
-    "ppo, measuring best-of-n": ("ppo", Evaluator, "best_of_n", 1, 4),
+    "ppo, evaluating best-of-n": ("ppo", Evaluator, "best_of_n", 1, 4),
 }
 """Where the signal comes: stage, function and its call; and the step that is then saved."""
 
@@ -159,7 +157,7 @@ def test_a_full_disk_is_a_clear_error_and_costs_nothing(
         (small_disk / "filler").write_bytes(bytes(left))
 
     with monkeypatch.context() as patch:
-        patch.setattr(ppo.train, "collect", at_call(2, fill_up, ppo.rollout.collect))
+        patch.setattr(Sampler, "sample", at_call(2, fill_up, Sampler.sample))
         assert start("ppo", small_disk, *common) == 2
     error = capsys.readouterr().err
     assert "cannot store the results (No space left on device)" in error
@@ -177,12 +175,12 @@ def test_a_full_disk_is_a_clear_error_and_costs_nothing(
 # The best.
 
 
-def test_the_best_measured_policy_can_be_published(
+def test_the_best_evaluated_policy_can_be_published(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy_stages(runs / "micro", tmp_path / "micro")
     golds = iter([0.1, 0.9, 0.2])  # after iterations 1, 2 and 3
-    monkeypatch.setattr(ppo.keeper.Keeper, "_figure", lambda keeper, measured: next(golds))
+    monkeypatch.setattr(Evaluation, "quality", property(lambda evaluation: next(golds)))
     often = ("ppo.evaluation.every_iterations=1", "ppo.num_iterations=3", "ppo.keep_checkpoints=1")
     assert start("ppo", tmp_path, *often, "ppo.publish=best", "ppo.checkpoint_every_iterations=1") == 0
     folder = tmp_path / "micro" / "ppo"

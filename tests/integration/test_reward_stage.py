@@ -14,12 +14,13 @@ import yaml
 from reward.__main__ import main
 from reward.config import RewardSettings
 from reward.data import load_rankings
-from reward.model import base_identity, load_reward, pad_right
+from reward.model import base_identity, load_reward
 from reward.train import reference_scores
 from reward.trainer import Trainer
 from rlhf.commands.process import run_command
 from rlhf.errors import UserError
 from rlhf.model.backbone import REFERENCE, Backbone
+from rlhf.model.batching import TokenBatch
 from rlhf.model.chat import encode_completion, encode_prompt
 from rlhf.runs.metrics import read_metrics
 from rlhf.runs.stage import require
@@ -123,7 +124,7 @@ def our_scores(run_folder: Path) -> tuple[list[list[int]], list[float]]:
             rows.append(prompt_ids + encode_completion(backbone.tokenizer, record["prompt"], completion))
     rows.append(rows[0][:-4])  # a response that did not end
     with torch.no_grad():
-        return rows, model.raw(*pad_right(rows, backbone.pad_id, "cpu")).tolist()
+        return rows, model.raw(TokenBatch.of(rows, backbone.pad_id, "cpu")).tolist()
 
 
 def plain_scores(run_folders: list[Path], rows: list[list[list[int]]]) -> list[list[float]]:
@@ -230,7 +231,7 @@ def test_the_sft_models_own_samples_have_mean_0_and_variance_1(tmp_path: Path) -
     data = load_rankings(backbone, settings, seed=recipe.run.seed, run_folder=run_folder)
     measured, counts = reference_scores(backbone, data, settings, seed=recipe.run.seed)
     samples = measured.scores_S
-    normalized = (samples - model.offset) / model.spread
+    normalized = (samples - model.mean) / model.std
     assert counts["samples"] == len(samples) == 40
     assert float(normalized.mean()) == pytest.approx(0, abs=1e-5)
     assert float(normalized.std(correction=0)) == pytest.approx(1, abs=1e-5)
@@ -240,7 +241,7 @@ def test_the_sft_models_own_samples_have_mean_0_and_variance_1(tmp_path: Path) -
         backbone, prompts, role=REFERENCE, settings=settings.sampling, keys=keys, seed=1
     )  # others than those that set the scale: their mean is 0 up to its standard error
     with torch.no_grad():
-        scores = model.normalized(rollouts.input_ids_BL, rollouts.mask_BL)
+        scores = model.normalized(rollouts.batch().tokens)
     errors = [float(found.std()) / len(found) ** 0.5 for found in (scores, normalized)]
     assert abs(float(scores.mean())) < 4 * sum(errors)
 

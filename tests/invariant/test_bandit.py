@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 
 from ppo.config import KLSettings, PPOSettings
+from ppo.experience import compute_advantages
 from ppo.models import POLICY, VALUE, build_roles
-from ppo.rollout import PromptSet, collect, experience, schedule_prompts, score_values
+from ppo.prompts import PromptSchedule, PromptSet
+from ppo.rollout import RolloutScorer, Sampler
 from ppo.update import Updater
 from rlhf.model.backbone import Backbone
 from rlhf.settings.groups import LoraSettings, SamplingSettings, SourceSettings
@@ -44,13 +46,15 @@ def bandit_settings(**changes: object) -> PPOSettings:
 
 def run(backbone: Backbone, settings: PPOSettings, prompts: PromptSet) -> None:
     reward = build_roles(backbone, settings, reward_folder=None, base_sha256="", seed=1)
+    schedule = PromptSchedule(prompts, settings.rollouts_per_iteration, settings.samples_per_prompt, seed=1)
+    sampler = Sampler(backbone, settings, seed=1)
+    scorer = RolloutScorer(backbone, reward, settings)
     updater = Updater(backbone, settings, seed=1)
     for iteration in range(settings.num_iterations):
-        indices, keys = schedule_prompts(len(prompts), iteration, settings, seed=1)
-        sampled = collect(backbone, prompts.take(indices), keys, reward, settings, role=POLICY, seed=1)
-        values = score_values(backbone, sampled.rollouts, settings)
-        batch, _ = experience(sampled, values, settings, kl_coefficient=settings.kl.coefficient)
-        updater.update(batch, iteration=iteration)
+        sampled = sampler.sample(schedule.of_iteration(iteration), role=POLICY)
+        scored = scorer.score(sampled, role=POLICY, for_training=True)
+        experience = compute_advantages(scored, settings, kl_coefficient=settings.kl.coefficient)
+        updater.update(experience, iteration=iteration)
 
 
 def distribution(backbone: Backbone, role: str, ids: list[int]) -> torch.Tensor:

@@ -88,7 +88,7 @@ def test_with_adapters_on_all_layers_there_is_no_trunk(tmp_path: Path) -> None:
 
 def test_the_layers_below_run_once_for_a_rollout_and_never_in_the_epochs() -> None:
     game = Game(ppo_settings(lora=TOP_ONE), noisy=True)
-    sampled = game.sample()
+    scored = game.rollouts()
     tokens: dict[str, int] = {"below": 0, "above": 0}
     below, above = game.backbone.layers
     q = {"below": below.self_attn.q_proj, "above": above.self_attn.q_proj}  # type: ignore[union-attr]
@@ -98,15 +98,14 @@ def test_the_layers_below_run_once_for_a_rollout_and_never_in_the_epochs() -> No
                 {name: tokens[name] + inputs[0].shape[0] * inputs[0].shape[1]}
             )
         )
-    batch = game.experience(sampled)
-    game.updater.update(batch, iteration=0)
+    game.updater.update(game.experience(scored), iteration=0)
     assert tokens["below"] == 0
     assert tokens["above"] > 0
     rows = 0
-    for _, part in sampled.rollouts.micro_batches(game.settings.micro_batch_tokens):
-        rows += len(part)
-        game.backbone.run_trunk(part.input_ids_BL)
-    assert rows == len(sampled.rollouts)
+    for batch in scored.rollouts.micro_batches(game.settings.micro_batch_tokens):
+        rows += len(batch.rows)
+        game.backbone.run_trunk(batch.tokens)
+    assert rows == len(scored.rollouts)
     assert tokens["below"] > 0
 
 
@@ -126,12 +125,12 @@ def test_three_iterations_end_with_the_weights_of_the_plain_path(monkeypatch: py
 
 
 def test_samples_are_equal_with_and_without_the_trunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = Game(ppo_settings(lora=TOP_ONE), noisy=True).sample()
+    ours = Game(ppo_settings(lora=TOP_ONE), noisy=True).rollouts()
     monkeypatch.setattr(Backbone, "run_trunk", lambda self, batch: None)
-    plain = Game(ppo_settings(lora=TOP_ONE), noisy=True).sample()
+    plain = Game(ppo_settings(lora=TOP_ONE), noisy=True).rollouts()
     assert ours.rollouts.response_lists() == plain.rollouts.response_lists()
-    assert ours.rollouts.trunk_BLH is not None
-    assert plain.rollouts.trunk_BLH is None
+    assert ours.rollouts.trunk is not None
+    assert plain.rollouts.trunk is None
     assert len(ours.prompts) <= len(PROMPTS)
     torch.testing.assert_close(ours.logprobs_BT, plain.logprobs_BT, atol=1e-5, rtol=0)
 

@@ -11,18 +11,10 @@ import torch
 from torch import Tensor
 
 from ppo.config import KLSettings, PPOSettings
+from ppo.experience import Experience, compute_advantages, final_scores
 from ppo.models import POLICY, VALUE, build_roles
-from ppo.rollout import (
-    Experience,
-    PromptSet,
-    Sampled,
-    collect,
-    experience,
-    old_logprobs,
-    schedule_prompts,
-    score_tokens,
-    score_values,
-)
+from ppo.prompts import PromptSchedule, PromptSet, Requests
+from ppo.rollout import RolloutScorer, Sampler, Scored, old_logprobs, score_tokens, score_values
 from ppo.update import Updater
 from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.sampling.rollouts import Rollouts
@@ -91,25 +83,34 @@ class Game:
         self.reward = TokenReward()
         self.updater = Updater(self.backbone, settings, seed=1)
 
-    def sample(self, iteration: int = 0) -> Sampled:
-        indices, keys = schedule_prompts(len(PROMPTS), iteration, self.settings, seed=1)
-        prompts = PROMPTS.take(indices)
-        return collect(self.backbone, prompts, keys, self.reward, self.settings, role=POLICY, seed=1)
+    def rollouts(self, iteration: int = 0) -> Scored:
+        """An iteration's responses of the policy, scored."""
+        return self.answer(schedule(self.settings).of_iteration(iteration))
 
-    def experience(self, sampled: Sampled) -> Experience:
-        values = score_values(self.backbone, sampled.rollouts, self.settings)
-        return experience(sampled, values, self.settings, kl_coefficient=self.settings.kl.coefficient)[0]
+    def answer(self, requests: Requests) -> Scored:
+        sampled = Sampler(self.backbone, self.settings, seed=1).sample(requests, role=POLICY)
+        scorer = RolloutScorer(self.backbone, self.reward, self.settings)
+        return scorer.score(sampled, role=POLICY, for_training=True)
 
-    def gradients(self, batch: Experience, rows: Tensor) -> dict[str, Tensor]:
+    def experience(self, scored: Scored) -> Experience:
+        return compute_advantages(scored, self.settings, kl_coefficient=self.settings.kl.coefficient)
+
+    def gradients(self, batch: Experience, rows: Sequence[int]) -> dict[str, Tensor]:
         self.updater.optimization.optimizer.zero_grad(set_to_none=True)
         self.updater.accumulate(batch, rows)
         return {k: p.grad.clone() for k, p in self.updater.named.items() if p.grad is not None}
 
     def play(self, iterations: int) -> list[dict[str, float]]:
-        return [self.updater.update(self.experience(self.sample(i)), iteration=i) for i in range(iterations)]
+        return [
+            self.updater.update(self.experience(self.rollouts(i)), iteration=i) for i in range(iterations)
+        ]
 
     def weights(self) -> dict[str, Tensor]:
         return {k: p.detach().clone() for k, p in self.updater.named.items()}
+
+
+def schedule(settings: PPOSettings, *, prompts: PromptSet = PROMPTS, seed: int = 1) -> PromptSchedule:
+    return PromptSchedule(prompts, settings.rollouts_per_iteration, settings.samples_per_prompt, seed)
 
 
 def padded(rollouts: Rollouts, left: int, right: int) -> Rollouts:
@@ -140,16 +141,16 @@ def close(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = 1e-5) -
 
 def test_before_training_the_policy_is_the_reference() -> None:
     game = Game(ppo_settings())
-    sampled = game.sample()
-    torch.testing.assert_close(sampled.logprobs_BT, sampled.reference_logprobs_BT, atol=1e-5, rtol=0)
-    policy_BT = score_tokens(game.backbone, sampled.rollouts, game.settings, role=POLICY)
-    torch.testing.assert_close(policy_BT, sampled.reference_logprobs_BT, atol=1e-6, rtol=0)
+    scored = game.rollouts()
+    torch.testing.assert_close(scored.logprobs_BT, scored.reference_logprobs_BT, atol=1e-5, rtol=0)
+    policy_BT = score_tokens(game.backbone, scored.rollouts, game.settings, role=POLICY)
+    torch.testing.assert_close(policy_BT, scored.reference_logprobs_BT, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("off_by", [0.0, 0.01])
 def test_a_sampler_that_disagrees_is_overruled(off_by: float) -> None:
     game = Game(ppo_settings(), noisy=True)
-    rollouts = game.sample().rollouts
+    rollouts = game.rollouts().rollouts
     wrong = replace(rollouts, sampled_logprobs_BT=rollouts.sampled_logprobs_BT - off_by)
     logprobs_BT, gap_N = old_logprobs(game.backbone, wrong, game.settings, role=POLICY)
     right_BT = score_tokens(game.backbone, rollouts, game.settings, role=POLICY)
@@ -163,12 +164,12 @@ def test_the_first_minibatch_of_every_iteration_starts_at_ratio_one(value: str) 
     game = Game(ppo_settings(value=value, policy_learning_rate=1e-2))
     later = []
     for iteration in range(3):
-        batch = game.experience(game.sample(iteration))
-        first = game.updater.step(batch, torch.arange(5), iteration=iteration)
+        batch = game.experience(game.rollouts(iteration))
+        first = game.updater.step(batch, range(5), iteration=iteration)
         assert first["ratio"] == pytest.approx(1, abs=1e-5)
         assert first["approx_kl"] == pytest.approx(0, abs=1e-9)
         assert first["policy_clip_fraction"] == 0
-        later.append(game.updater.step(batch, torch.arange(5), iteration=iteration)["approx_kl"])
+        later.append(game.updater.step(batch, range(5), iteration=iteration)["approx_kl"])
     assert all(kl > 1e-6 for kl in later)
 
 
@@ -177,37 +178,39 @@ def test_micro_batches_of_any_size_give_the_same_gradients(value: str) -> None:
     gradients = []
     for budget in (1, 40, 10_000):
         game = Game(ppo_settings(value=value, micro_batch_tokens=budget), noisy=True)
-        batch = game.experience(game.sample())
-        gradients.append(game.gradients(batch, torch.tensor([3, 0, 7, 12, 9])))
+        batch = game.experience(game.rollouts())
+        gradients.append(game.gradients(batch, [3, 0, 7, 12, 9]))
     close(gradients[0], gradients[2])
     close(gradients[1], gradients[2])
 
 
 def test_padding_changes_no_logprob_value_score_advantage_or_gradient() -> None:
     game = Game(ppo_settings(), noisy=True)
-    sampled = game.sample()
-    plain = game.experience(sampled)
-    wide_rollouts = padded(sampled.rollouts, left=3, right=4)
-    width = sampled.rollouts.response_ids_BT.shape[1]
+    scored = game.rollouts()
+    plain = game.experience(scored)
+    wide_rollouts = padded(scored.rollouts, left=3, right=4)
+    width = scored.rollouts.response_ids_BT.shape[1]
     for role in (POLICY, REFERENCE):
         wide_logprobs = score_tokens(game.backbone, wide_rollouts, game.settings, role=role)
-        narrow = sampled.logprobs_BT if role == POLICY else sampled.reference_logprobs_BT
+        narrow = scored.logprobs_BT if role == POLICY else scored.reference_logprobs_BT
         torch.testing.assert_close(wide_logprobs[:, :width], narrow, atol=1e-5, rtol=1e-4)
 
     def widen(values: Tensor) -> Tensor:
         return torch.nn.functional.pad(values, (0, 4), value=float("nan"))
 
-    wide_sampled = replace(
-        sampled,
+    values_BT = score_values(game.backbone, wide_rollouts, game.settings)
+    torch.testing.assert_close(values_BT[:, :width], scored.values_BT, atol=1e-5, rtol=1e-4)
+    wide_scored = replace(
+        scored,
         rollouts=wide_rollouts,
-        logprobs_BT=widen(sampled.logprobs_BT),
-        reference_logprobs_BT=widen(sampled.reference_logprobs_BT),
+        logprobs_BT=widen(scored.logprobs_BT),
+        reference_logprobs_BT=widen(scored.reference_logprobs_BT),
+        values_BT=values_BT,
     )
-    wide = game.experience(wide_sampled)
+    wide = game.experience(wide_scored)
     torch.testing.assert_close(wide.advantages_BT[:, :width], plain.advantages_BT, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(wide.returns_BT[:, :width], plain.returns_BT, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(wide.old_values_BT[:, :width], plain.old_values_BT, atol=1e-5, rtol=1e-4)
-    rows = torch.arange(16)
+    rows = range(16)
     close(game.gradients(wide, rows), game.gradients(plain, rows))
 
 
@@ -215,7 +218,7 @@ def test_gradient_checkpointing_changes_no_sample_and_no_gradient_of_either_role
     gradients = []
     for switched_on in (False, True):
         game = Game(ppo_settings(gradient_checkpointing=switched_on), noisy=True)
-        gradients.append(game.gradients(game.experience(game.sample()), torch.arange(16)))
+        gradients.append(game.gradients(game.experience(game.rollouts()), range(16)))
     close(gradients[0], gradients[1])
 
 
@@ -239,7 +242,7 @@ def test_the_number_of_optimizer_steps_is_epochs_times_minibatches_exactly() -> 
 
 def test_whitened_advantages_have_mean_zero_and_variance_one_over_real_tokens() -> None:
     batch = Game(ppo_settings(), noisy=True)
-    made = batch.experience(batch.sample())
+    made = batch.experience(batch.rollouts())
     kept = made.advantages_BT[made.rollouts.response_mask_BT].double()
     assert abs(float(kept.mean())) < 1e-6
     assert abs(float(kept.var(correction=0)) - 1) < 1e-4
@@ -251,7 +254,7 @@ def test_base_and_reference_are_bit_identical_after_training(precision: Precisio
     value = "joint" if precision == "bf16" else "separate"
     settings = ppo_settings(value=value, policy_learning_rate=1e-2, value_learning_rate=1e-2)
     game = Game(settings, precision=precision)
-    rollouts = game.sample().rollouts
+    rollouts = game.rollouts().rollouts
     # Of a quantized layer this holds codes, scales and code books.
     before = {k: v.clone() for k, v in game.backbone.model.state_dict().items() if ".lora_" not in k}
     reference = score_tokens(game.backbone, rollouts, game.settings, role=REFERENCE)
@@ -281,28 +284,28 @@ def test_the_base_in_memory_is_what_was_loaded_and_stays_in_one_copy(precision: 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_samples_logprobs_values_and_scores_do_not_depend_on_batch_mates(precision: Precision) -> None:
     game = Game(ppo_settings(), noisy=True, precision=precision)
-    sampled = game.sample()
-    values_BT = score_values(game.backbone, sampled.rollouts, game.settings)
-    gap_BT = (sampled.rollouts.sampled_logprobs_BT - sampled.logprobs_BT).abs()
+    scored = game.rollouts()
+    values_BT = scored.values_BT
+    gap_BT = (scored.rollouts.sampled_logprobs_BT - scored.logprobs_BT).abs()
     tolerance = 0.1 if precision == "bf16" else 1e-5
-    assert float(gap_BT[sampled.mask_BT].max()) < 10 * tolerance
+    assert float(gap_BT[scored.mask_BT].max()) < 10 * tolerance
     game.settings = ppo_settings(
         micro_batch_tokens=1, sampling=SamplingSettings(max_response_tokens=16, batch_size=1)
     )
-    alone = game.sample()
+    alone = game.rollouts()
     if precision != "bf16":  # rounding decides a few of its tokens
-        assert torch.equal(alone.rollouts.input_ids_BL, sampled.rollouts.input_ids_BL)
-        assert torch.equal(alone.scores_B, sampled.scores_B)
+        assert alone.rollouts.response_lists() == scored.rollouts.response_lists()
+        assert torch.equal(alone.scores_B, scored.scores_B)
         torch.testing.assert_close(
-            alone.rollouts.sampled_logprobs_BT, sampled.rollouts.sampled_logprobs_BT, atol=1e-5, rtol=1e-5
+            alone.rollouts.sampled_logprobs_BT, scored.rollouts.sampled_logprobs_BT, atol=1e-5, rtol=1e-5
         )
-    logprobs_BT = score_tokens(game.backbone, sampled.rollouts, game.settings, role=POLICY)
-    torch.testing.assert_close(logprobs_BT, sampled.logprobs_BT, atol=tolerance, rtol=1e-5)
-    own_values_BT = score_values(game.backbone, sampled.rollouts, game.settings)
+    logprobs_BT = score_tokens(game.backbone, scored.rollouts, game.settings, role=POLICY)
+    torch.testing.assert_close(logprobs_BT, scored.logprobs_BT, atol=tolerance, rtol=1e-5)
+    own_values_BT = score_values(game.backbone, scored.rollouts, game.settings)
     torch.testing.assert_close(own_values_BT, values_BT, atol=tolerance, rtol=1e-5)
 
 
-def test_the_same_seed_gives_the_same_weights_to_the_bit() -> None:
+def test_the_same_seed_gives_bitwise_the_same_weights() -> None:
     one, two = Game(ppo_settings()), Game(ppo_settings())
     one.play(2)
     two.play(2)
@@ -317,7 +320,7 @@ def test_value_warm_up_trains_the_value_alone() -> None:
         end = game.weights()
         assert all(torch.equal(start[k], end[k]) for k in start if k.startswith("policy."))
         assert any(not torch.equal(start[k], end[k]) for k in start if k.startswith("value."))
-        game.updater.update(game.experience(game.sample(1)), iteration=1)
+        game.updater.update(game.experience(game.rollouts(1)), iteration=1)
         assert any(not torch.equal(start[k], w) for k, w in game.weights().items() if k.startswith("policy."))
 
 
@@ -332,7 +335,7 @@ def test_the_learning_rates_decay_linearly_to_zero() -> None:
     game = Game(ppo_settings())
     rates = []
     for iteration in range(4):
-        game.updater.update(game.experience(game.sample(iteration)), iteration=iteration)
+        game.updater.update(game.experience(game.rollouts(iteration)), iteration=iteration)
         rates.append(game.updater.optimization.optimizer.param_groups[0]["lr"])
     assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
 
@@ -341,7 +344,7 @@ def test_a_loss_that_is_not_finite_is_skipped_counted_and_in_the_end_an_error() 
     from rlhf.errors import UserError
 
     game = Game(ppo_settings(num_epochs=1, num_minibatches=2))
-    batch = game.experience(game.sample())
+    batch = game.experience(game.rollouts())
     broken = replace(batch, advantages_BT=batch.advantages_BT * float("nan"))
     start = game.weights()
     metrics = game.updater.update(broken, iteration=0)
@@ -352,23 +355,22 @@ def test_a_loss_that_is_not_finite_is_skipped_counted_and_in_the_end_an_error() 
 
 
 def test_a_response_without_eos_pays_the_penalty() -> None:
-    from ppo.rollout import final_scores
-
     game = Game(ppo_settings(missing_eos_penalty=2.5))
-    sampled = game.sample()
-    ended = sampled.rollouts.ended_B
+    scored = game.rollouts()
+    ended = scored.rollouts.ended_B
     assert ended.any()
     assert not ended.all()
-    expected = sampled.scores_B - 2.5 * (~ended).float()
-    assert torch.equal(final_scores(sampled, game.settings), expected)
+    expected = scored.scores_B - 2.5 * (~ended).float()
+    assert torch.equal(final_scores(scored, game.settings), expected)
 
 
 def test_every_prompt_is_used_once_before_any_is_used_again() -> None:
     settings = ppo_settings(rollouts_per_iteration=8, samples_per_prompt=2)
-    used = [i for k in range(5) for i in schedule_prompts(20, k, settings, seed=3)[0][::2]]
-    assert sorted(used) == list(range(20))
-    _, keys = schedule_prompts(3, 0, ppo_settings(rollouts_per_iteration=8, samples_per_prompt=2), seed=3)
-    assert len(set(keys)) == 8
+    used = [text for k in range(5) for text in schedule(settings, seed=3).of_iteration(k).prompts.texts[::2]]
+    assert sorted(used) == sorted(PROMPTS.texts)
+    again = schedule(settings, prompts=PROMPTS.take(range(3)), seed=3).of_iteration(0)
+    assert len(set(again.prompts.texts)) == 3
+    assert len(set(again.keys)) == 8
 
 
 def test_the_logged_kl_of_a_perturbed_policy_matches_its_exact_value() -> None:
@@ -377,8 +379,7 @@ def test_the_logged_kl_of_a_perturbed_policy_matches_its_exact_value() -> None:
         noisy=True,
     )
     prompts = PromptSet([[5, 6, 7]] * 2000, ["p"] * 2000)
-    keys = [(0, i, 0) for i in range(2000)]
-    sampled = collect(game.backbone, prompts, keys, game.reward, game.settings, role=POLICY, seed=1)
+    scored = game.answer(Requests(prompts, [(0, i, 0) for i in range(2000)]))
     ids = torch.tensor([[5, 6, 7]])
     logs = {}
     for role in (POLICY, REFERENCE):
@@ -386,6 +387,6 @@ def test_the_logged_kl_of_a_perturbed_policy_matches_its_exact_value() -> None:
             hidden = game.backbone.hidden(ids)[:, -1]
             logs[role] = game.backbone.logits(hidden).double().log_softmax(-1)[0]
     exact = float((logs[POLICY].exp() * (logs[POLICY] - logs[REFERENCE])).sum())
-    error = float(sampled.kl_B.std()) / 2000**0.5
-    assert abs(float(sampled.kl_B.mean()) - exact) < 4 * error
+    error = float(scored.kl_B.std()) / 2000**0.5
+    assert abs(float(scored.kl_B.mean()) - exact) < 4 * error
     assert exact > 10 * error

@@ -8,8 +8,8 @@ before DeepSpeed has seen it. Only adapters and heads are trained; their gradien
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ from rlhf.training.optimizer import Optimization
 if TYPE_CHECKING:
     from rlhf.model.backbone import Backbone
 
-T = TypeVar("T")
-
 
 class ZeroOptimization(Optimization):
     """`Optimization` over a DeepSpeed engine: the same steps, with the ranks' gradients summed."""
@@ -36,11 +34,6 @@ class ZeroOptimization(Optimization):
         self._engine = _prepare(backbone, plain)
         set_engine(backbone, self._engine)
         self._state = ZeroState(self._engine, self.named, self._groups)
-
-    def forward(self, work: Callable[[], T]) -> T:
-        # Through the root module, whose hooks tell ZeRO-3 where a pass begins. Not through the engine, which
-        # would take every backward pass for a whole step's.
-        return cast(T, self._engine.module(work))
 
     def backward(self, loss: Tensor) -> None:
         gradients = torch.autograd.grad(loss, list(self.named.values()), allow_unused=True)
@@ -119,6 +112,9 @@ def _prepare(backbone: "Backbone", plain: Optimization) -> Any:
         engine, _ = accelerator.prepare(backbone, plain.optimizer)
     forget_settings()
     assert accelerator.distributed_type == DistributedType.DEEPSPEED
+    # Passes go through the module and not through the engine, which would take every one for a whole step's:
+    # so DeepSpeed's hooks must be on this very module.
+    assert engine.module is backbone
     assert type(engine.optimizer) is (DeepSpeedZeroOptimizer_Stage3 if stage == 3 else DeepSpeedZeroOptimizer)
     assert engine.optimizer.optimizer is plain.optimizer, "DeepSpeed has put another optimizer in its place"
     assert engine.zero_optimization_stage() == stage

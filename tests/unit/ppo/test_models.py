@@ -1,5 +1,6 @@
 """The reward that PPO puts on a base of another precision, and the policy merged into full precision."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,12 @@ import torch
 
 from ppo.evaluate import merged_gap
 from ppo.models import POLICY, VALUE, AdapterReward, build_roles
-from ppo.rollout import PromptSet, collect
+from ppo.prompts import Requests
+from ppo.rollout import RolloutScorer, Sampler
 from reward.model import ROLE, RewardCard, measure_normalization
 from rlhf.model.adapters import init_head
 from rlhf.model.backbone import Backbone
+from rlhf.model.batching import TokenBatch
 from rlhf.settings.groups import Precision
 from tests.invariant.test_ppo_properties import PRECISIONS, PROMPTS, ppo_settings
 from tests.small import perturb, small_backbone
@@ -38,7 +41,7 @@ def test_the_same_precision_keeps_the_published_normalization(
 
 
 @pytest.mark.parametrize("precision", PRECISIONS[1:])
-def test_another_precision_measures_offset_and_spread_again_and_says_so(
+def test_another_precision_measures_mean_and_std_again_and_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], precision: Precision
 ) -> None:
     _, folder = published(tmp_path, num_reference_samples=40)
@@ -48,7 +51,7 @@ def test_another_precision_measures_offset_and_spread_again_and_says_so(
     samples = measure_normalization(
         backbone, PROMPTS.ids, SETTINGS.sampling, num_samples=40, max_tokens=64, seed=1
     )
-    normalized = (samples.scores_S - reward.model.offset) / reward.model.spread
+    normalized = (samples.scores_S - reward.model.mean) / reward.model.std
     assert float(normalized.mean()) == pytest.approx(0, abs=1e-5)
     assert float(normalized.std(correction=0)) == pytest.approx(1, abs=1e-5)
     _, again = roles(folder, precision)
@@ -60,25 +63,24 @@ def test_the_value_starts_as_the_reward_in_its_new_normalization(tmp_path: Path)
     _, folder = published(tmp_path, num_reference_samples=40)
     backbone, reward = roles(folder, "nf4")
     ids = torch.tensor([PROMPTS.ids[4]])
-    mask = torch.ones_like(ids, dtype=torch.bool)
     with torch.no_grad():
         with backbone.role(VALUE):
             value = backbone.scalar(VALUE, backbone.hidden(ids)[:, -1])
-        torch.testing.assert_close(value, reward.model.normalized(ids, mask), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(value, reward.model.normalized(TokenBatch(ids)), atol=1e-5, rtol=1e-5)
 
 
-def test_samples_that_all_score_alike_have_spread_1() -> None:
+def test_samples_that_all_score_alike_have_std_1() -> None:
     backbone = small_backbone(ROLE)
     init_head(backbone.add_head(ROLE, bias=False), seed=0)
     torch.nn.init.zeros_(backbone.heads[ROLE].weight)  # type: ignore[arg-type]
     measured = measure_normalization(
         backbone, PROMPTS.ids, SETTINGS.sampling, num_samples=4, max_tokens=64, seed=1
     )
-    assert (measured.offset, measured.spread) == (0.0, 1.0)
+    assert (measured.mean, measured.std) == (0.0, 1.0)
 
 
 class NoReward:
-    def score(self, rollouts: object, prompts: object, responses: list[str]) -> torch.Tensor:
+    def score(self, rollouts: object, prompts: object, responses: Sequence[str]) -> torch.Tensor:
         return torch.zeros(len(responses))
 
 
@@ -93,9 +95,10 @@ def test_the_merged_policy_differs_by_the_rounding_of_the_base_it_was_trained_on
         pytest.importorskip("bitsandbytes")
     backbone = small_backbone(POLICY, precision=precision)
     perturb(backbone, POLICY, seed=3)
-    prompts = PromptSet(PROMPTS.ids, PROMPTS.texts)
-    keys = [(0, i, 0) for i in range(len(prompts))]
-    sampled = collect(backbone, prompts, keys, NoReward(), SETTINGS, role=POLICY, seed=1)  # type: ignore[arg-type]
-    gap = merged_gap(sampled, backbone.merged(POLICY), SETTINGS)
+    requests = Requests(PROMPTS, [(0, i, 0) for i in range(len(PROMPTS))])
+    sampled = Sampler(backbone, SETTINGS, seed=1).sample(requests, role=POLICY)
+    scored = RolloutScorer(backbone, NoReward(), SETTINGS).score(sampled, role=POLICY)
+    assert scored.values_BT is None  # there is no value here, and nothing is trained
+    gap = merged_gap(scored, backbone.merged(POLICY), SETTINGS)
     assert low <= gap["merged_gap_nats_mean"] <= high
     assert gap["merged_gap_nats_mean"] <= gap["merged_gap_nats_max"]

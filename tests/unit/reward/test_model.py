@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from reward.model import RewardCard, base_identity, folder_identity, load_reward, pad_right, score_sequences
+from reward.model import RewardCard, base_identity, folder_identity, load_reward, score_sequences
 from reward.publish import write_model
 from rlhf.errors import UserError
 from rlhf.model.adapters import init_head
 from rlhf.model.backbone import Backbone
+from rlhf.model.batching import TokenBatch
 from rlhf.runs.files import sha256_file
 from rlhf.runs.manifest import Manifest
 from rlhf.settings.groups import Precision
@@ -24,8 +25,8 @@ def card(**values: object) -> RewardCard:
     defaults: dict[str, object] = {
         "base_sha256": "a" * 64,
         "precision": "fp32",
-        "offset": 0.5,
-        "spread": 2.0,
+        "mean": 0.5,
+        "std": 2.0,
         "num_reference_samples": 8,
         "eos_ids": [2],
         "max_tokens": 128,
@@ -45,10 +46,10 @@ def published(folder: Path, *, precision: Precision = "fp32", **values: object) 
 def test_what_is_loaded_scores_as_what_was_published(tmp_path: Path) -> None:
     backbone, folder = published(tmp_path)
     model = load_reward(small_backbone(), folder, expected_base_sha256="a" * 64)
-    ids, mask = pad_right(SEQUENCES, 0, "cpu")
+    batch = TokenBatch.of(SEQUENCES, 0, "cpu")
     with torch.no_grad():
-        raw = model.raw(ids, mask)
-        torch.testing.assert_close(model.normalized(ids, mask), (raw - 0.5) / 2.0)
+        raw = model.raw(batch)
+        torch.testing.assert_close(model.normalized(batch), (raw - 0.5) / 2.0)
     torch.testing.assert_close(raw, score_sequences(backbone, SEQUENCES, max_tokens=10**6))
     assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
 
@@ -56,12 +57,10 @@ def test_what_is_loaded_scores_as_what_was_published(tmp_path: Path) -> None:
 def test_the_score_is_that_of_the_last_real_token(tmp_path: Path) -> None:
     backbone, folder = published(tmp_path)
     model = load_reward(small_backbone(), folder, expected_base_sha256="a" * 64)
-    ids, mask = pad_right(SEQUENCES, 17, "cpu")
     with torch.no_grad():
-        alone = torch.cat(
-            [model.raw(torch.tensor([s]), torch.ones(1, len(s), dtype=torch.bool)) for s in SEQUENCES]
-        )
-        torch.testing.assert_close(model.raw(ids, mask), alone, atol=1e-5, rtol=1e-4)
+        alone = torch.cat([model.raw(TokenBatch(torch.tensor([ids]))) for ids in SEQUENCES])
+        together = model.raw(TokenBatch.of(SEQUENCES, 17, "cpu"))
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
         last = torch.tensor([s[-1:] for s in SEQUENCES])
     with backbone.role("reward"), torch.no_grad():
         hidden = backbone.hidden(torch.tensor([SEQUENCES[0]]))
@@ -103,10 +102,36 @@ def test_a_damaged_card_is_named(tmp_path: Path, damage: str) -> None:
         load_reward(small_backbone(), folder, expected_base_sha256="a" * 64)
 
 
-def test_the_card_comes_back_to_the_bit(tmp_path: Path) -> None:
-    offset, spread = 0.1 + 0.2, 1 / 3
-    _, folder = published(tmp_path, offset=offset, spread=spread)
-    assert RewardCard.of(folder) == card(offset=offset, spread=spread)
+OLD_CARD = """\
+{
+  "schema_version": 1,
+  "base_sha256": "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+  "precision": "fp32",
+  "offset": 0.30000000000000004,
+  "spread": 0.3333333333333333,
+  "num_reference_samples": 8,
+  "eos_ids": [
+    2
+  ],
+  "max_tokens": 128
+}
+"""
+"""A `reward.json` as models published before `mean` and `std` had these names have it."""
+
+
+def test_a_card_of_an_older_release_opens_and_is_written_as_it_was(tmp_path: Path) -> None:
+    _, folder = published(tmp_path)
+    (folder / "reward.json").write_text(OLD_CARD)
+    model = load_reward(small_backbone(), folder, expected_base_sha256="a" * 64)
+    assert (model.mean, model.std) == (0.1 + 0.2, 1 / 3)
+    assert model.card.to_json() == OLD_CARD
+
+
+def test_the_card_comes_back_bitwise(tmp_path: Path) -> None:
+    mean, std = 0.1 + 0.2, 1 / 3
+    _, folder = published(tmp_path, mean=mean, std=std)
+    assert RewardCard.of(folder) == card(mean=mean, std=std)
+    assert (RewardCard.of(folder).mean, RewardCard.of(folder).std) == (mean, std)
 
 
 def sft_manifest(folder: Path, stage: str = "sft") -> Manifest:

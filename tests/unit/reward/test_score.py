@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from reward.__main__ import main
-from reward.model import folder_identity, pad_right, raw_scores
+from reward.model import folder_identity, raw_scores
 from rlhf.commands.process import run_command
 from rlhf.errors import UserError
+from rlhf.model.batching import TokenBatch
 from rlhf.model.chat import encode_completion, encode_prompt
 from tests.small import write_small_model
 from tests.unit.reward.test_model import published
@@ -60,9 +61,8 @@ def test_every_row_comes_back_with_its_scores(run_folder: Path) -> None:
                 tokenizer, row["prompt"], completion
             )
             with torch.no_grad():
-                assert value == pytest.approx(
-                    float(raw_scores(backbone, *pad_right([ids], 0, "cpu"))), abs=1e-5
-                )
+                alone = raw_scores(backbone, TokenBatch(torch.tensor([ids])))
+            assert value == pytest.approx(float(alone), abs=1e-5)
 
 
 def test_scores_do_not_depend_on_the_batch(run_folder: Path) -> None:

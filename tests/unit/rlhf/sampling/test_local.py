@@ -69,10 +69,10 @@ def test_sampled_logprobs_are_those_of_a_full_forward_pass(temperature: float) -
     settings = SETTINGS.model_copy(update={"temperature": temperature})
     rollouts = draw(backbone, settings=settings)
     with backbone.role("policy"), torch.no_grad():
-        hidden = rollouts.hidden(backbone, rollouts.before_response_N)
-        targets = rollouts.response_ids_BT[rollouts.response_mask_BT]
-        logprobs = backbone.logprobs(hidden, targets, temperature=temperature)
-    torch.testing.assert_close(rollouts.spread(logprobs), rollouts.sampled_logprobs_BT, atol=1e-4, rtol=0)
+        batch = rollouts.batch()
+        hidden = backbone.hidden(batch.tokens, wanted_M=batch.before_response_N)
+        logprobs = backbone.logprobs(hidden, batch.response_tokens_N, temperature=temperature)
+    torch.testing.assert_close(logprobs, batch.take(rollouts.sampled_logprobs_BT), atol=1e-4, rtol=0)
 
 
 def test_draws_follow_the_models_distribution() -> None:
@@ -196,9 +196,10 @@ def test_other_architectures_are_sampled_with_the_logprobs_of_a_full_forward_pas
     rollouts = draw(backbone, MANY, MANY_KEYS, settings=settings)
     assert int(rollouts.response_lengths_B.max()) > 12  # longer than the window
     with backbone.role("policy"), torch.no_grad():
-        hidden = rollouts.hidden(backbone, rollouts.before_response_N)
-        logprobs = backbone.logprobs(hidden, rollouts.response_tokens_N, temperature=1.0)
-    torch.testing.assert_close(rollouts.spread(logprobs), rollouts.sampled_logprobs_BT, atol=1e-4, rtol=0)
+        batch = rollouts.batch()
+        hidden = backbone.hidden(batch.tokens, wanted_M=batch.before_response_N)
+        logprobs = backbone.logprobs(hidden, batch.response_tokens_N, temperature=1.0)
+    torch.testing.assert_close(logprobs, batch.take(rollouts.sampled_logprobs_BT), atol=1e-4, rtol=0)
 
 
 def test_a_response_of_one_token_needs_no_decoding_step() -> None:

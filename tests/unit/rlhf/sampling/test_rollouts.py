@@ -1,10 +1,12 @@
 """Rollouts: which rows, columns and states belong together."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from rlhf.sampling.engine import sample
-from rlhf.sampling.rollouts import from_lists
+from rlhf.sampling.rollouts import TrunkStates, from_lists
 from rlhf.settings.groups import SamplingSettings
 from tests.small import small_backbone
 
@@ -24,11 +26,33 @@ def test_selected_rows_lose_only_columns_that_are_padding_in_all_of_them() -> No
 @pytest.mark.parametrize("budget", [1, 8, 20, 1000])
 def test_micro_batches_hold_every_row_once_within_the_budget(budget: int) -> None:
     rollouts = from_lists(PROMPTS, [[20, 2], [21] * 5, [22, 23, 2], [24], [25] * 4], small_backbone())
-    parts = list(rollouts.micro_batches(budget))
-    assert sorted(int(i) for rows, _ in parts for i in rows) == list(range(5))
-    for rows, part in parts:
-        assert len(rows) == 1 or part.input_ids_BL.numel() <= budget
-        assert part.response_lists() == [rollouts.response_lists()[i] for i in rows.tolist()]
+    batches = list(rollouts.micro_batches(budget))
+    assert sorted(row for batch in batches for row in batch.rows) == list(range(5))
+    for batch in batches:
+        assert len(batch.rows) == 1 or batch.tokens.ids_BL.numel() <= budget
+        responses = [rollouts.response_lists()[row] for row in batch.rows]
+        assert batch.response_tokens_N.tolist() == [token for ids in responses for token in ids]
+
+
+def test_values_at_response_tokens_come_back_to_their_rows_and_padding_is_zero() -> None:
+    rollouts = from_lists(PROMPTS, [[20, 2], [21] * 5, [22, 23, 2], [24], [25] * 4], small_backbone())
+    grid_BT = torch.full(rollouts.response_mask_BT.shape, float("nan"))
+    for batch in rollouts.micro_batches(20):
+        batch.put(batch.response_tokens_N.float(), grid_BT)
+    expected = torch.where(rollouts.response_mask_BT, rollouts.response_ids_BT, 0).float()
+    torch.testing.assert_close(grid_BT.nan_to_num(0.0), expected)
+    batch = rollouts.batch([4, 1])
+    assert batch.take(grid_BT).tolist() == [25.0] * 4 + [21.0] * 5
+
+
+def test_the_states_of_a_selection_are_those_of_its_rows() -> None:
+    rollouts = from_lists(PROMPTS, [[20, 2], [21] * 5, [22, 23, 2], [24], [25] * 4], small_backbone())
+    states = tuple(torch.full((length, 3), float(row)) for row, length in enumerate(rollouts.lengths))
+    kept = replace(rollouts, trunk=TrunkStates(states, tuple(range(5))))
+    batch = kept.select([4, 0, 3]).batch([2, 0])
+    assert batch.trunk_BLH is not None
+    assert batch.trunk_BLH[:, 0, 0].tolist() == [3.0, 4.0]
+    assert batch.trunk_BLH.shape == (*batch.tokens.ids_BL.shape, 3)
 
 
 def test_states_at_the_response_and_at_the_end_are_those_of_each_row_alone() -> None:
@@ -37,8 +61,10 @@ def test_states_at_the_response_and_at_the_end_are_those_of_each_row_alone() -> 
     settings = SamplingSettings(max_response_tokens=24)
     rollouts = sample(backbone, PROMPTS, role="policy", settings=settings, keys=keys, seed=7)
     with backbone.role("policy"), torch.no_grad():
-        grid = rollouts.spread(rollouts.hidden(backbone, rollouts.before_response_N)[:, 0])
-        last_BH = rollouts.hidden(backbone, rollouts.last_B)
+        batch = rollouts.batch()
+        grid = torch.zeros(rollouts.response_mask_BT.shape)
+        batch.put(backbone.hidden(batch.tokens, wanted_M=batch.before_response_N)[:, 0], grid)
+        last_BH = backbone.hidden(batch.tokens, wanted_M=batch.tokens.last_B)
         for row, (prompt, response) in enumerate(zip(PROMPTS, rollouts.response_lists(), strict=True)):
             ids = torch.tensor([prompt + response])
             alone = backbone.hidden(ids)[0]
