@@ -1,7 +1,7 @@
 """An iteration's optimizer steps on its experience."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -32,9 +32,10 @@ class StepSums:
     """Real response tokens of the whole minibatch, on all ranks."""
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
-    def add(self, values: dict[str, Tensor], weight: float) -> None:
-        for name, value in values.items():
-            self.sums[name] += weight * float(value.detach())
+    def add(self, totals: dict[str, Tensor], weight: float) -> None:
+        """Add a micro-batch's sums."""
+        for name, total in totals.items():
+            self.sums[name] += weight * float(total.detach())
 
     def means(self) -> dict[str, float]:
         return {name: value / self.num_tokens for name, value in self.sums.items()}
@@ -92,16 +93,8 @@ class Updater:
         self, experience: Experience, rows: Sequence[int], *, train_policy: bool = True
     ) -> StepSums:
         """Add the gradients of one minibatch, each rank those of its part, micro-batch by micro-batch."""
-        rollouts = experience.rollouts
-        own_rows = _rows_of_this_rank(rollouts, rows)
-        lengths = [rollouts.lengths[row] for row in own_rows]
-        parts: list[list[int] | None] = [
-            [own_rows[place] for place in places]
-            for places in token_batches(lengths, self.settings.micro_batch_tokens)
-        ]
-        sums = StepSums(int(rollouts.response_mask_BT[list(rows)].sum()))
-        for part in world().pad_to_equal(parts, lambda: None):
-            batch = experience.spare() if part is None else experience.micro_batch(part)
+        sums = StepSums(int(experience.rollouts.response_mask_BT[list(rows)].sum()))
+        for batch in _micro_batches_of_this_rank(experience, rows, self.settings.micro_batch_tokens):
             if train_policy:
                 self._policy_backward(batch, sums)
             self._value_backward(batch, sums, train_policy=train_policy)
@@ -121,13 +114,13 @@ class Updater:
         )
         self.optimization.backward(batch.weight * loss)
         with torch.no_grad():
-            values = {
+            totals = {
                 "policy_loss": loss * sums.num_tokens,
                 "ratio": (logprobs_N - batch.old_logprobs_N).exp().sum(),
                 "approx_kl": k3(batch.old_logprobs_N, logprobs_N).sum(),
                 "policy_clip_fraction": clipped_N.sum(),
             }
-            sums.add(values, batch.weight)
+            sums.add(totals, batch.weight)
 
     def _value_backward(self, batch: MicroBatch, sums: StepSums, *, train_policy: bool) -> None:
         # A joint value stands on the policy's adapter, which must not move while the value warms up.
@@ -141,8 +134,8 @@ class Updater:
             num_tokens=sums.num_tokens,
         )
         self.optimization.backward(batch.weight * self.settings.value_coefficient * loss)
-        values = {"value_loss": loss * sums.num_tokens, "value_clip_fraction": clipped_N.sum()}
-        sums.add(values, batch.weight)
+        totals = {"value_loss": loss * sums.num_tokens, "value_clip_fraction": clipped_N.sum()}
+        sums.add(totals, batch.weight)
 
     def _set_learning_rates(self, iteration: int) -> None:
         left = 1.0
@@ -156,8 +149,22 @@ class Updater:
         return limit is not None and metrics.get("approx_kl", 0.0) > limit
 
 
+def _micro_batches_of_this_rank(
+    experience: Experience, rows: Sequence[int], max_tokens: int
+) -> Iterator[MicroBatch]:
+    """The part of a minibatch that this rank trains on, made one micro-batch at a time."""
+    rollouts = experience.rollouts
+    own_rows = _rows_of_this_rank(rollouts, rows)
+    parts: list[list[int] | None] = []
+    for places in token_batches([rollouts.lengths[row] for row in own_rows], max_tokens):
+        parts.append([own_rows[place] for place in places])
+    # Under ZeRO-3 a pass is a collective: a rank with fewer micro-batches runs spare ones.
+    for part in world().pad_to_equal(parts, lambda: None):
+        yield experience.spare() if part is None else experience.micro_batch(part)
+
+
 def _rows_of_this_rank(rollouts: Rollouts, rows: Sequence[int]) -> list[int]:
-    """Those of `rows` that this rank trains on."""
+    """Those of `rows` that this rank trains on: every rank gets some of like length in all."""
     if rollouts.trunk is not None:
         # The states of the frozen trunk are too large to move, so each rank trains on those that it has.
         return [row for row in rows if rollouts.trunk.places[row] is not None]

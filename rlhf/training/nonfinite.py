@@ -25,9 +25,9 @@ class FiniteGuard:
         self.skipped_in_a_row = 0
 
     def passes(self, metrics: Iterable[float]) -> bool:
-        """Whether a step with these figures (losses, a gradient's norm) may be taken.
+        """Whether a step with these metrics (losses, a gradient's norm) may be taken.
 
-        The step that ends the stage is not counted: going on from there tries it again.
+        The step that ends the stage is not counted: resuming from there tries it again.
 
         Raises:
             NotFiniteError: several steps in a row may not.
@@ -52,6 +52,6 @@ class FiniteGuard:
         return {"skipped_steps": self.skipped_steps, "skipped_in_a_row": self.skipped_in_a_row}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from the counts that `state` gave."""
+        """Continue with the counts that `state` gave."""
         self.skipped_steps = state["skipped_steps"]
         self.skipped_in_a_row = state["skipped_in_a_row"]

@@ -51,7 +51,7 @@ class Optimization:
         loss.backward()
 
     def step(self, metrics: Iterable[float]) -> float:
-        """Clip the gradients' norm and take the step, if the norm and all `figures` are finite.
+        """Clip the gradients' norm and take the step, if the norm and all `metrics` are finite.
 
         Returns the norm before clipping. The gradients are gone in any case, and all ranks decide alike.
         """
@@ -63,7 +63,7 @@ class Optimization:
         return norm
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and AdamW's state by parameter, for a checkpoint: the same whatever the team.
+        """Weights and AdamW's state by parameter, for a checkpoint: the same whatever the number of ranks.
 
         All ranks must call it.
         """
@@ -72,7 +72,7 @@ class Optimization:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors` gave, on this team or on another."""
+        """Resume from what `tensors` gave, on as many ranks or on another number."""
         for name, parameter in self.named.items():
             parameter.copy_(tensors[f"weights.{name}"])
         checkpoints.restore_optimizer(self.optimizer, self.named, tensors)

@@ -35,7 +35,7 @@ def metrics_of(folder: Path, stage: str, name: str = "micro") -> dict[str, Any]:
     return require(folder / name, stage).metrics
 
 
-def test_every_stage_leaves_a_manifest_with_finite_figures(runs: Path) -> None:
+def test_every_stage_leaves_a_manifest_with_finite_metrics(runs: Path) -> None:
     for stage in STAGES:
         manifest = require(runs / "micro", stage)
         assert manifest.metrics
@@ -227,7 +227,7 @@ def test_a_whole_run_on_a_quantized_base_starts_from_the_same_sft_model(
     assert exact < 1e-4 < metrics["merged_gap_nats_mean"] < 1
 
 
-def test_a_reward_model_of_another_precision_is_normalized_anew(
+def test_a_reward_model_of_another_precision_is_normalized_again(
     runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for stage in ("sft", "reward"):

@@ -1,4 +1,4 @@
-"""A stage that a signal or its own figures end: what it leaves, and how it goes on from there."""
+"""A stage that a signal or its own metrics end: what it leaves, and how it resumes from there."""
 
 import os
 import shutil
@@ -50,7 +50,7 @@ def steps_saved(folder: Path) -> list[int]:
 
 
 def assert_same_course(one: Path, other: Path, stage: str) -> None:
-    """The runs have the same results, to the bit; and W&B has what the metrics have."""
+    """The runs have bitwise the same results; and W&B has what the metrics have."""
     assert_same_results(one, other, stage)
     offline = read_offline_run(other / stage)
     assert offline.history == merge_steps(read_metrics(other / stage / "metrics.jsonl"))
@@ -71,7 +71,7 @@ PLACES: dict[str, tuple[str, Any, str, int, int | None]] = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_preempted_stage_saves_ends_and_goes_on_to_the_bit(
+def test_a_preempted_stage_saves_ends_and_resumes_bitwise(
     runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
     stage, owner, name, count, saved = PLACES[place]

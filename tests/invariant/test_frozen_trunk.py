@@ -1,7 +1,8 @@
 """Adapters on the top layers only: the layers below run once for a sequence, and nothing else changes."""
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, Llam
 from ppo.models import POLICY, VALUE
 from rlhf.errors import UserError
 from rlhf.model.backbone import REFERENCE, Backbone
+from rlhf.parallel.world import World, world
+from rlhf.sampling.rollouts import Rollouts, TrunkStates
 from rlhf.settings.groups import LoraSettings
 from tests.invariant.test_ppo_properties import PROMPTS, Game, close, ppo_settings
 from tests.small import perturb, word_tokenizer
@@ -133,6 +136,60 @@ def test_samples_are_equal_with_and_without_the_trunk(monkeypatch: pytest.Monkey
     assert plain.rollouts.trunk is None
     assert len(ours.prompts) <= len(PROMPTS)
     torch.testing.assert_close(ours.logprobs_BT, plain.logprobs_BT, atol=1e-5, rtol=0)
+
+
+class SometimesNoReward:
+    """A reward without a score for every third response."""
+
+    def score(self, rollouts: Rollouts, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
+        del prompts, responses
+        scores = [float(sum(ids)) for ids in rollouts.response_lists()]
+        return torch.tensor([math.nan if row % 3 == 0 else score for row, score in enumerate(scores)])
+
+
+def test_rollouts_that_are_left_out_take_their_states_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    gradients = []
+    for with_trunk in (True, False):
+        if not with_trunk:
+            monkeypatch.setattr(Backbone, "run_trunk", lambda self, batch: None)
+        game = Game(ppo_settings(lora=TOP_ONE), noisy=True)
+        game.reward = SometimesNoReward()
+        usable = game.rollouts().with_finite_scores()
+        assert usable is not None
+        assert len(usable.rollouts) == 10
+        assert (usable.rollouts.trunk is not None) == with_trunk
+        gradients.append(game.gradients(game.experience(usable), [7, 2, 9, 0]))
+    close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("lora", [TOP_ONE, LoraSettings(rank=4, alpha=8.0)])
+def test_a_spare_micro_batch_changes_no_gradient_and_no_metric(
+    monkeypatch: pytest.MonkeyPatch, lora: LoraSettings
+) -> None:
+    game = Game(ppo_settings(lora=lora), noisy=True)
+    experience = game.experience(game.rollouts())
+    plain = game.gradients(experience, range(9))
+    sums = game.updater.accumulate(experience, range(9)).sums
+    monkeypatch.setattr(World, "pad_to_equal", lambda self, parts, spare: [spare(), *parts, spare()])
+    padded = game.gradients(experience, range(9))
+    assert plain.keys() == padded.keys()
+    assert all(torch.equal(plain[key], padded[key]) for key in plain)
+    assert game.updater.accumulate(experience, range(9)).sums == sums
+
+
+def test_each_rank_trains_on_the_rollouts_whose_states_it_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = tuple(torch.zeros(2, 3) for _ in range(4))
+    monkeypatch.setattr(world(), "size", 3)
+    trained: list[int] = []
+    for rank in range(3):
+        monkeypatch.setattr(world(), "rank", rank)
+        own = world().shard(8)
+        seen = TrunkStates(states[: len(own)], tuple(range(len(own)))).of_all_ranks(8)
+        here = [row for row, place in enumerate(seen.places) if place is not None]
+        assert here == own
+        assert [seen.places[row] for row in own] == list(range(len(own)))
+        trained += here
+    assert sorted(trained) == list(range(8))
 
 
 def test_an_adapter_on_the_top_layers_leaves_and_enters_as_it_is(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ppo.config import KLSettings, PPOSettings
 from ppo.experience import Experience, compute_advantages, final_scores
-from ppo.models import POLICY, VALUE, build_roles
+from ppo.models import POLICY, VALUE, RewardSource, build_roles
 from ppo.prompts import PromptSchedule, PromptSet, Requests
 from ppo.rollout import RolloutScorer, Sampler, Scored, old_logprobs, score_tokens, score_values
 from ppo.update import Updater
@@ -80,7 +80,7 @@ class Game:
             head = self.backbone.heads[VALUE].weight
             assert isinstance(head, Tensor)
             torch.nn.init.normal_(head, std=0.3, generator=torch.Generator().manual_seed(7))
-        self.reward = TokenReward()
+        self.reward: RewardSource = TokenReward()
         self.updater = Updater(self.backbone, settings, seed=1)
 
     def rollouts(self, iteration: int = 0) -> Scored:

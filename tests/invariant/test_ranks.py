@@ -66,14 +66,16 @@ def test_the_rollouts_of_a_prompt_do_not_depend_on_who_draws_them(
 
 @pytest.mark.parametrize("trained", TRAININGS)
 @pytest.mark.parametrize("case", SYNCHRONIZED)
-def test_every_rank_knows_the_same_figures(folder: Path, trained: str, case: str) -> None:
+def test_every_rank_knows_the_same_metrics(folder: Path, trained: str, case: str) -> None:
     first, second = Outcome(folder, trained, case).of_ranks
     assert first == second
 
 
 @pytest.mark.parametrize("trained", TRAININGS)
 @pytest.mark.parametrize("case", SYNCHRONIZED)
-def test_what_a_checkpoint_holds_does_not_depend_on_the_team(folder: Path, trained: str, case: str) -> None:
+def test_what_a_checkpoint_holds_does_not_depend_on_how_many_ranks_there_are(
+    folder: Path, trained: str, case: str
+) -> None:
     one, two = Outcome(folder, trained, "one"), Outcome(folder, trained, case)
     assert two.tensors.keys() == one.tensors.keys()
     assert {k: v.shape for k, v in two.tensors.items()} == {k: v.shape for k, v in one.tensors.items()}

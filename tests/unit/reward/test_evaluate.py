@@ -1,4 +1,4 @@
-"""Held-out figures of groups whose labels, scores and lengths are set by hand."""
+"""Held-out metrics of groups whose labels, scores and lengths are set by hand."""
 
 import math
 from collections.abc import Sequence
@@ -103,7 +103,7 @@ def test_every_figure_of_the_report_is_shown() -> None:
     assert "accuracy by margin, small to large: 0.500  1.000  1.000  1.000" in text
 
 
-def test_the_table_shows_labels_beside_normalized_scores(tmp_path: Path) -> None:
+def test_the_table_shows_labels_next_to_normalized_scores(tmp_path: Path) -> None:
     scorer = tmp_path / "gold.py"
     scorer.write_text("def gold(prompts, responses):\n    return [float(r[-1]) for r in responses]\n")
     groups = [group("a", [2, 3], ranks=[1, 2]), group("b", [4, 5], ranks=[2, 1])]
