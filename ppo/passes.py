@@ -10,7 +10,7 @@ from torch import Tensor
 from ppo.config import PPOSettings
 from ppo.models import POLICY, VALUE
 from rlhf.model.backbone import Backbone
-from rlhf.model.weights import forward_pass
+from rlhf.model.weights import run_pass
 from rlhf.sampling.rollouts import RolloutBatch
 
 # Shapes: N real response tokens of a micro-batch, H hidden size.
@@ -24,7 +24,7 @@ def response_logprobs(backbone: Backbone, batch: RolloutBatch, *, role: str, tem
         return backbone.logprobs(hidden_NH, batch.response_tokens_N, temperature=temperature)
 
     with backbone.role(role):
-        return forward_pass(backbone, forward)
+        return run_pass(backbone, forward)
 
 
 def response_values(
@@ -39,7 +39,7 @@ def response_values(
         return backbone.scalar(VALUE, hidden_NH)
 
     with backbone.role(VALUE if settings.value == "separate" else POLICY):
-        return forward_pass(backbone, forward)
+        return run_pass(backbone, forward)
 
 
 def _states_before_response(backbone: Backbone, batch: RolloutBatch) -> Tensor:

@@ -21,7 +21,7 @@ from rlhf.errors import UserError
 from rlhf.model.adapters import load_score_head
 from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.model.batching import TokenBatch, token_batches
-from rlhf.model.weights import forward_pass, gathered_weights
+from rlhf.model.weights import gathered_weights, run_pass
 from rlhf.parallel.world import world
 from rlhf.runs.files import sha256_file
 from rlhf.runs.manifest import MODEL, JsonFile, Manifest
@@ -182,7 +182,7 @@ def raw_scores(backbone: Backbone, batch: TokenBatch, *, trunk_BLH: Tensor | Non
         return backbone.scalar(ROLE, hidden_BH)
 
     with backbone.role(ROLE):
-        return forward_pass(backbone, forward)
+        return run_pass(backbone, forward)
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ def gathered_weights(backbone: Backbone) -> Iterator[None]:
         yield
 
 
-def forward_pass(backbone: Backbone, work: Callable[[], T]) -> T:
+def run_pass(backbone: Backbone, work: Callable[[], T]) -> T:
     """What `work` returns, which is one pass through parts of the backbone.
 
     Under ZeRO-3 a pass with gradients must begin with the hooks of the backbone as a module: from there on
