@@ -32,7 +32,8 @@ from sft.data import Encoder, Examples, texts
 from sft.evaluate import COLUMNS, Samples, held_out_metrics, sample_answers
 from sft.model import Start, choose_pad, merge, published_dtype, set_tokens, start, training_precision, write
 from sft.packing import check_packing
-from sft.trainer import Watch, build_trainer
+from sft.steps import StepCallback
+from sft.trainer import build_trainer
 
 
 @dataclass(frozen=True)
@@ -113,16 +114,22 @@ def fine_tune(
         check_packing(prepared.start.model)
     trainer = build_trainer(recipe, settings, prepared.start, prepared.examples.train, stage.folder)
     if found is not None:
-        trainer.go_on_from(found)
-    num_steps = math.ceil(settings.num_epochs * math.ceil(len(trainer.lengths) / settings.batch_size))
+        trainer.resume_from(found)
+    num_steps = math.ceil(settings.num_epochs * math.ceil(len(trainer.order) / settings.batch_size))
     held_out = prepared.examples.held_out
     with progress(num_steps, "sft") as bar:
-        watch = Watch(tracker, settings, bar.update, lambda model: held_out_metrics(model, held_out))
-        trainer.watch(watch)
+        steps = StepCallback(
+            trainer,
+            tracker,
+            settings,
+            log_every_steps=recipe.tracking.log_every_steps,
+            advance=bar.update,
+            evaluate=lambda model: held_out_metrics(model, held_out),
+        )
         try:
-            with preemption.deferred():  # `Watch` saves and ends the training
+            with preemption.deferred():  # the callback saves and ends the training
                 trainer.train()
-                if watch.is_stopped:
+                if steps.is_stopped:
                     preemption.stop()
         except NotFiniteError:
             trainer.save()

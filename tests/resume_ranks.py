@@ -18,7 +18,7 @@ from rlhf.parallel.start import start_process
 from rlhf.parallel.world import world
 from rlhf.runs.rank_checkpoints import newest_checkpoint
 from rlhf.settings.groups import RunSettings
-from sft.trainer import Trainer
+from sft.resumable import Trainer
 from tests.teams import Case, fork, leave, preload, switch_reduction_off
 from tests.unit.sft.demos import Log, poison, random_examples, sft_settings, small_start, trainer
 
@@ -52,13 +52,13 @@ def train(out: Path, case: str) -> None:
     if origin is not None:
         found = newest_checkpoint(out / f"sft-{origin}-cut")
         assert found is not None
-        built.go_on_from(found)
+        built.resume_from(found)
     if case == "unsynchronized":
         switch_reduction_off()
     if case == "one-rank-fails" and world().rank:
         poison(built, {2})
     built.train()
-    engine = built._engine
+    engine = built.engine
     optimizer = None if engine is None else type(engine._engine.optimizer).__name__
     trained: Any = built.trained_model()
     assemble(trained)

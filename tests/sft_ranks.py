@@ -20,7 +20,7 @@ from rlhf.parallel.start import start_process
 from rlhf.parallel.world import world
 from rlhf.settings.groups import RunSettings
 from sft.__main__ import main as sft_stage
-from sft.trainer import Trainer
+from sft.resumable import Trainer
 from tests.small import WORDS, write_small_model
 from tests.teams import fork, preload
 from tests.unit.sft.demos import Log, poison, random_examples, sft_settings, small_start, trainer
@@ -36,7 +36,7 @@ STAGES: dict[str, dict[str, Any]] = {
 """Name of a recipe → what is its own in the stage's settings."""
 
 
-class Watch:
+class WholeWeights:
     """Counts, outside training, the elements of weights that are whole on this rank."""
 
     def __init__(self) -> None:
@@ -117,10 +117,10 @@ def compute_in_bf16(out: Path) -> None:
 
 def run_stage(out: Path, recipe: str, name: str) -> None:
     """The whole stage, from a model in a folder to one."""
-    watch = Watch() if world().zero == 3 else None
+    whole = WholeWeights() if world().zero == 3 else None
     assert sft_stage(["--config", str(out / f"{recipe}.yaml"), f"run.name={recipe}-{name}"]) == 0
-    if watch is not None:
-        (out / f"{recipe}-{name}.rank{world().rank}.json").write_text(json.dumps(watch.report()))
+    if whole is not None:
+        (out / f"{recipe}-{name}.rank{world().rank}.json").write_text(json.dumps(whole.report()))
 
 
 def write_recipes(out: Path) -> None:

@@ -19,7 +19,7 @@ from ppo.update import Updater
 from rlhf.runs import checkpoints
 from rlhf.runs.metrics import read_metrics
 from rlhf.runs.stage import require
-from sft.trainer import Trainer
+from sft.resumable import Trainer
 from tests.integration.micro import MODEL, assert_same_results, copy_stages, start
 from tests.wandb_offline import merge_steps, read_offline_run
 

@@ -97,7 +97,15 @@ class ZeroState:
                 zeros = {key: torch.zeros_like(part) for key in _MOMENTS}
                 self._optimizer.state[part] = {"step": torch.zeros((), device=part.device), **zeros}
         if world().zero < 3:
-            self._inner._lazy_init_hp_params_optimizer_state()
+            self._show_states()
+
+    def _show_states(self) -> None:
+        """Let DeepSpeed's `safe_get_...` find the states just made, as it does after its first step."""
+        from deepspeed.utils import lazy_init_hp_params_optimizer_state
+
+        groups = zip(self._inner.bit16_groups, self._inner.single_partition_of_fp32_groups, strict=True)
+        for parameters, part in groups:
+            lazy_init_hp_params_optimizer_state(parameters, part, self._optimizer.state)
 
     def _set(self, parameter: nn.Parameter, key: str | None, value: Tensor) -> None:
         """Set a parameter's master weights, or the moment `key`."""

@@ -16,7 +16,7 @@ from rlhf.model.layers.router import replace_forward
 from rlhf.parallel.deepspeed.gather import set_engine
 from rlhf.parallel.deepspeed.setup import deepspeed_settings, forget_settings
 from rlhf.parallel.world import world
-from rlhf.training.deepspeed.nonfinite import skip_what_is_not_finite
+from rlhf.training.deepspeed.nonfinite import SkippingEngine
 from rlhf.training.deepspeed.state import ZeroState
 
 
@@ -41,12 +41,12 @@ class TrainerEngine:
     """An engine that a `Trainer` has made, and which takes its steps by itself."""
 
     def __init__(
-        self, engine: Any, named: Mapping[str, nn.Parameter], groups: Sequence[Sequence[nn.Parameter]]
+        self, accelerator: Any, named: Mapping[str, nn.Parameter], groups: Sequence[Sequence[nn.Parameter]]
     ) -> None:
-        self._engine = engine
-        self.state = ZeroState(engine, named, groups, keep=_keep_on_the_first)
-        set_engine(engine.module, engine)
-        skip_what_is_not_finite(engine)
+        self._engine: Any = accelerator.deepspeed_engine_wrapped.engine
+        accelerator.deepspeed_engine_wrapped = SkippingEngine(self._engine)
+        self.state = ZeroState(self._engine, named, groups, keep=_keep_on_the_first)
+        set_engine(self._engine.module, self._engine)
         self._undo = contextlib.ExitStack()
         """What `release` takes back of what was done to the module."""
 
@@ -54,6 +54,11 @@ class TrainerEngine:
     def skipped(self) -> bool:
         """Whether the last step was left out, because a loss or a gradient was not finite on some rank."""
         return bool(self._engine.optimizer.overflow)
+
+    @property
+    def gradient_norm(self) -> float:
+        """The norm, before clipping, of the gradients of the last step that was not left out."""
+        return float(self._engine.get_global_grad_norm())
 
     def check(self, *, accumulation: int, max_grad_norm: float) -> None:
         """See that DeepSpeed does what it was told."""
@@ -93,13 +98,15 @@ class TrainerEngine:
 
 
 def _give_weights_of_its_own(module: nn.Module) -> None:
-    """Put copies in the place of weights that lie in DeepSpeed's buffers."""
+    """Put copies in the place of weights that are views of DeepSpeed's buffers, which would stay alive."""
     own: dict[nn.Parameter, nn.Parameter] = {}
     for part in module.modules():
-        for name, parameter in list(part._parameters.items()):
-            if parameter is not None:
-                copy = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-                part._parameters[name] = own.setdefault(parameter, copy)
+        # A parameter that has two names in a module is to keep both.
+        named = list(part.named_parameters(recurse=False, remove_duplicate=False))
+        for name, parameter in named:
+            if parameter not in own:
+                own[parameter] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+            part.register_parameter(name, own[parameter])
 
 
 def _keep_on_the_first(whole: Tensor) -> Tensor:

@@ -13,7 +13,9 @@ from rlhf.settings.recipe import Recipe
 from sft.config import SFTSettings
 from sft.data import Example
 from sft.model import Start, start
-from sft.trainer import Trainer, Watch, build_trainer
+from sft.resumable import Trainer
+from sft.steps import StepCallback
+from sft.trainer import build_trainer
 from tests.small import WORDS, write_small_model
 
 EOS = 2
@@ -61,10 +63,10 @@ def small_start(folder: Path, settings: SFTSettings, *, pad_token: str = "<pad>"
     return start(ModelSettings(path=str(path), **model), settings, texts=[], seed=0)
 
 
-def recipe(*, seed: int = 0, log_every_steps: int = 1) -> Recipe:
+def recipe(*, seed: int = 0) -> Recipe:
     return Recipe(
         run=RunSettings(seed=seed),
-        tracking=TrackingSettings(log_every_steps=log_every_steps),
+        tracking=TrackingSettings(),
         model=ModelSettings(path="unread"),
         sections={},
         path=Path("unread.yaml"),
@@ -84,10 +86,15 @@ def trainer(
 ) -> Trainer:
     """A trainer on the small model, with its log."""
     begin = begin or small_start(folder, settings)
-    built = build_trainer(
-        recipe(seed=seed, log_every_steps=log_every_steps), settings, begin, examples, folder
+    built = build_trainer(recipe(seed=seed), settings, begin, examples, folder)
+    StepCallback(
+        built,
+        log or Log(),
+        settings,
+        log_every_steps=log_every_steps,
+        advance=lambda steps: None,
+        evaluate=evaluate,
     )
-    built.watch(Watch(log or Log(), settings, lambda steps: None, evaluate))
     return built
 
 
@@ -98,12 +105,12 @@ def weights(trained: Trainer) -> dict[str, torch.Tensor]:
 
 def poison(trained: Trainer, steps: set[int], *, gradient: bool = True) -> None:
     """Make the loss of these optimizer steps, counted from 1, not a number, and its `gradient` or not."""
-    compute = trained.compute_loss
 
-    def poisoned(*args: Any, **kwargs: Any) -> Any:
-        loss = compute(*args, **kwargs)  # type: ignore[no-untyped-call]
-        if trained.state.global_step + 1 not in steps:
-            return loss
-        return loss * float("nan") if gradient else loss + float("nan")
+    def poisoned(model: Any, inputs: Any, outputs: Any) -> Any:
+        if trained.state.global_step + 1 in steps:
+            nan = float("nan")
+            outputs.log_probs = outputs.log_probs * nan if gradient else outputs.log_probs + nan
+        return outputs
 
-    trained.compute_loss = poisoned  # type: ignore[method-assign]
+    model: Any = trained.model
+    model.register_forward_hook(poisoned)

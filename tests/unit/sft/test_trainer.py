@@ -15,7 +15,8 @@ from rlhf.runs import checkpoints
 from rlhf.settings.groups import LengthSettings, LoraSettings
 from rlhf.training.nonfinite import NotFiniteError
 from sft.data import Example
-from sft.trainer import SeededOrder, Trainer
+from sft.order import SeededOrder
+from sft.resumable import Trainer
 from tests.unit.sft.demos import Log, poison, random_examples, sft_settings, small_start, trainer, weights
 
 EXAMPLES = random_examples(22)
@@ -56,7 +57,7 @@ class TestOrder:
         first = list(order)
         np.random.random(3)
         assert list(again) == first
-        again.epoch = 1
+        again.begin_epoch(1)
         assert list(again) != first
         assert list(SeededOrder(range(50), batch_size=8, seed=5)) != first
 
@@ -155,8 +156,9 @@ def test_packing_changes_no_weight(tmp_path: Path, num_micro_batches: int) -> No
 def test_packing_loses_no_token(tmp_path: Path) -> None:
     settings = sft_settings(packing=True, length=LengthSettings(max_tokens=64), num_epochs=1)
     packed = trainer(tmp_path, settings, EXAMPLES)
-    assert len(packed.lengths) < len(EXAMPLES)
-    assert sum(packed.lengths) == sum(example.num_tokens for example in EXAMPLES)
+    lengths = packed.order.lengths.tolist()
+    assert len(lengths) < len(EXAMPLES)
+    assert sum(lengths) == sum(example.num_tokens for example in EXAMPLES)
 
 
 @pytest.mark.parametrize(
@@ -178,12 +180,12 @@ def test_the_learning_rate_rises_and_then_follows_its_schedule(
 
 
 class Stop(TrainerCallback):
-    """Ends the run after a number of steps, as if it had been killed."""
+    """Ends the run after a number of steps, when their checkpoint is written, as if it had been killed."""
 
     def __init__(self, step: int) -> None:
         self.step = step
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step == self.step:
             raise KeyboardInterrupt
 
@@ -219,7 +221,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_metrics_to_the_bit(
     assert found is not None
     assert found.step == step
     resumed = built("b", second)
-    resumed.go_on_from(found)
+    resumed.resume_from(found)
     torch.manual_seed(99)
     resumed.train()
     assert untimed(first) + untimed(second) == untimed(straight)

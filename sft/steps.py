@@ -1,0 +1,121 @@
+"""What happens around the optimizer steps of training: metrics, measurements, checkpoints, and its end."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from transformers import PrinterCallback, TrainerCallback
+
+from rlhf import preemption
+from rlhf.parallel.world import world
+from sft.config import SFTSettings
+from sft.resumable import Trainer
+
+_MEASURED_LOSS = "sft/heldout_loss_nats_per_token"
+
+
+class Log(Protocol):
+    """Where metrics go: a `Tracker`."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+
+class StepCallback(TrainerCallback):
+    """Logs the steps of `trainer`, moves the progress bar, measures the held-out loss, and saves.
+
+    `evaluate` maps a model to metrics. Besides those that are due, a checkpoint is written after the best
+    measurement so far, after the last step, and when the process is preempted, which ends the training.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        tracker: Log,
+        settings: SFTSettings,
+        *,
+        log_every_steps: int,
+        advance: Callable[[int], Any],
+        evaluate: Callable[[Any], dict[str, float]],
+    ) -> None:
+        self.trainer = trainer
+        self.tracker = tracker
+        self.settings = settings
+        self.log_every_steps = log_every_steps
+        self.advance = advance
+        self.evaluate = evaluate
+        self.is_stopped = False
+        """Whether a preemption has ended the training."""
+        self._learning_rate = 0.0
+        self._logged_at = time.monotonic()
+        self._logged_tokens = 0
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(self)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.begin()
+        self._logged_at = time.monotonic()
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.begin_epoch()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.begin_step()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        state.log_history.clear()  # transformers would keep every micro-batch's
+        if "train_loss" not in logs:  # that is the summary at the end of training
+            self.trainer.window.add_report(logs)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.trainer.is_counting:
+            self.trainer.take_or_leave_out_step()
+
+    def on_optimizer_step(
+        self, args: Any, state: Any, control: Any, lr_scheduler: Any = None, **kwargs: Any
+    ) -> None:
+        self._learning_rate = lr_scheduler.get_last_lr()[0]  # the scheduler has not moved on yet
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer, step = self.trainer, state.global_step
+        if trainer.is_counting:
+            return
+        if trainer.arrive():
+            self.advance(step)
+            self._logged_at, self._logged_tokens = time.monotonic(), trainer.window.tokens_seen
+            return
+        self.advance(1)
+        is_best = self._measure(state, kwargs["model"])
+        if step % self.log_every_steps == 0 and trainer.window.num_steps:
+            self._log(state)
+        if world().any(preemption.requested()):
+            control.should_training_stop = self.is_stopped = True
+        if self._is_due(state) or is_best or self.is_stopped:
+            trainer.save()
+
+    def _measure(self, state: Any, model: Any) -> bool:
+        """Measure on held-out examples, if that is due; whether a checkpoint is to be written of the best."""
+        step, every = state.global_step, self.settings.eval_every_steps
+        if not every or step % every or step >= state.max_steps:
+            return False
+        metrics = self.evaluate(model)
+        self.tracker.log(metrics, step=step)
+        loss = metrics.get(_MEASURED_LOSS)
+        is_best = loss is not None and self.trainer.best.offer(step, -loss)
+        return is_best and bool(self.settings.checkpoint_every_steps)
+
+    def _log(self, state: Any) -> None:
+        """Log the steps since the last line."""
+        metrics = self.trainer.window.close()
+        metrics["sft/learning_rate"] = float(self._learning_rate)
+        metrics["sft/epochs"] = float(state.epoch)
+        metrics["sft/skipped_steps"] = float(self.trainer.guard.skipped_steps)
+        now, tokens = time.monotonic(), self.trainer.window.tokens_seen
+        seconds = max(now - self._logged_at, 1e-9)
+        metrics["sft/tokens_per_second"] = (tokens - self._logged_tokens) / seconds
+        self._logged_at, self._logged_tokens = now, tokens
+        self.tracker.log(metrics, step=state.global_step)
+
+    def _is_due(self, state: Any) -> bool:
+        """Whether the settings ask for a checkpoint after this step."""
+        every = self.settings.checkpoint_every_steps
+        return bool(every) and (state.global_step % every == 0 or state.global_step >= state.max_steps)
