@@ -129,7 +129,7 @@ def set_tokens(start: Start, model: Any, *, pad_id: int, sampling: SamplingSetti
 
 def write(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save model and tokenizer as plain transformers reads them."""
-    model.config._name_or_path = ""
+    model.config.name_or_path = ""  # the folder that training began with: of no use to others
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -12,12 +12,14 @@ _LENGTH = 8
 _TOLERANCE = 1e-6
 
 
-def check_packing(model: Any) -> None:
+def check_packing(model: Any, attention: str) -> None:
     """Make sure that a packed sequence does not see the one before it.
 
     Packed rows go in without an attention mask, and position ids that begin again at 0 tell where a sequence
     begins: some attention implementations and some architectures pass over that. So other tokens are put into
     the first of two packed sequences, and what comes out for the second must stay.
+
+    `attention` is the recipe's name for the implementation.
 
     Raises:
         UserError: it changes.
@@ -37,7 +39,7 @@ def check_packing(model: Any) -> None:
     changed = (outputs[0] - outputs[1])[0, _LENGTH:].abs().max().item()
     if changed > _TOLERANCE * outputs[0].abs().max().item():
         raise UserError(
-            f"with attention `{model.config._attn_implementation}`, packed demonstrations see each other",
+            f"with attention `{attention}`, packed demonstrations see each other",
             where="sft.packing",
             fix="Set sft.packing=false, or model.attention to sdpa or flash_attention_2.",
         )

@@ -87,15 +87,14 @@ def new_model(
 
     Its config names no pad token: `nn.Embedding` would start that token's row at zero and keep it there.
     """
-    config = model_config(settings, vocab_size=len(tokenizer))
+    config = model_config(settings, vocab_size=len(tokenizer), attention=attention)
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    config._attn_implementation = attention
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
 
 
-def model_config(settings: ScratchSettings, *, vocab_size: int) -> LlamaConfig:
+def model_config(settings: ScratchSettings, *, vocab_size: int, attention: str = "sdpa") -> LlamaConfig:
     """The model's sizes; its special tokens come from its tokenizer."""
     return LlamaConfig(
         vocab_size=vocab_size,
@@ -106,4 +105,5 @@ def model_config(settings: ScratchSettings, *, vocab_size: int) -> LlamaConfig:
         max_position_embeddings=settings.max_length,
         tie_word_embeddings=settings.tie_embeddings,
         pad_token_id=None,
+        attn_implementation=attention,  # type: ignore[call-arg]  # which every configuration takes
     )

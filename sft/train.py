@@ -111,7 +111,7 @@ def fine_tune(
         NotFiniteError: nothing but steps that are not finite came; the last good state is saved.
     """
     if settings.packing:
-        check_packing(prepared.start.model)
+        check_packing(prepared.start.model, recipe.model.attention)
     trainer = build_trainer(recipe, settings, prepared.start, prepared.examples.train, stage.folder)
     if found is not None:
         trainer.resume_from(found)

@@ -1,21 +1,26 @@
 """Training by TRL: what a step is made of, and what it must not depend on."""
 
 import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import send_telemetry  # type: ignore[attr-defined]
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
+from trl import SFTConfig
 
 from rlhf.errors import UserError
 from rlhf.runs import checkpoints
 from rlhf.settings.groups import LengthSettings, LoraSettings
 from rlhf.training.nonfinite import NotFiniteError
 from sft.data import Example
-from sft.order import SeededOrder
 from sft.resumable import Trainer
 from tests.unit.sft.demos import Log, poison, random_examples, sft_settings, small_start, trainer, weights
 
@@ -45,36 +50,6 @@ def assert_close(ones: dict[str, torch.Tensor], others: dict[str, torch.Tensor],
     assert ones.keys() == others.keys()
     for name, one in ones.items():
         torch.testing.assert_close(one, others[name], atol=atol, rtol=0, msg=name)
-
-
-class TestOrder:
-    def test_every_example_comes_once_an_epoch(self) -> None:
-        order = SeededOrder([3] * 101, batch_size=8, seed=0)
-        assert sorted(order) == list(range(101))
-
-    def test_seed_and_epoch_alone_decide(self) -> None:
-        order, again = (SeededOrder(range(50), batch_size=8, seed=4) for _ in range(2))
-        first = list(order)
-        np.random.random(3)
-        assert list(again) == first
-        again.begin_epoch(1)
-        assert list(again) != first
-        assert list(SeededOrder(range(50), batch_size=8, seed=5)) != first
-
-    def test_lengths_reorder_only_within_an_optimizer_step(self) -> None:
-        lengths = np.random.default_rng(0).integers(1, 100, size=50)
-        plain = list(SeededOrder([1] * 50, batch_size=8, seed=0))
-        sorted_ = list(SeededOrder(lengths.tolist(), batch_size=8, seed=0))
-        for first in range(0, 50, 8):
-            step = sorted_[first : first + 8]
-            assert set(step) == set(plain[first : first + 8])
-            assert lengths[step].tolist() == sorted(lengths[step].tolist(), reverse=True)
-
-    def test_dummy_rows_come_last_and_change_no_order(self) -> None:
-        lengths = [5] * 22
-        plain = list(SeededOrder(lengths, batch_size=8, seed=1))
-        filled = list(SeededOrder([*lengths, 1, 1], batch_size=8, seed=1, num_dummies=2))
-        assert filled == [*plain, 22, 23]
 
 
 def test_the_logged_loss_is_over_completion_tokens_alone(tmp_path: Path) -> None:
@@ -201,13 +176,16 @@ def untimed(log: Log) -> list[tuple[int, dict[str, float]]]:
     "step", [2, 3, 4, 9], ids=["within an epoch", "at its end", "in the next one", "after the last step"]
 )
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_resumed_run_ends_with_the_same_weights_and_metrics_to_the_bit(
+def test_a_resumed_run_ends_with_bitwise_the_same_weights_and_metrics(
     tmp_path: Path, step: int, method: str
 ) -> None:
     settings = sft_settings(checkpoint_every_steps=1, num_epochs=3, micro_batch_size=4, method=method)
 
     def built(name: str, log: Log) -> Trainer:
         begin = small_start(tmp_path, settings)
+        for module in begin.model.modules():
+            if hasattr(module, "attention_dropout"):
+                module.attention_dropout = 0.2  # random numbers are used up in every step
         return trainer(tmp_path / name, settings, EXAMPLES, begin=begin, log=log, log_every_steps=4)
 
     straight, first, second = Log(), Log(), Log()
@@ -226,6 +204,20 @@ def test_a_resumed_run_ends_with_the_same_weights_and_metrics_to_the_bit(
     resumed.train()
     assert untimed(first) + untimed(second) == untimed(straight)
     assert [at for at, _ in straight.rows] == [4, 8]
+    assert_close(weights(whole), weights(resumed), atol=0.0)
+
+
+def test_a_run_that_ended_within_an_epoch_takes_no_further_step_when_resumed(tmp_path: Path) -> None:
+    settings = sft_settings(checkpoint_every_steps=1, num_epochs=1.5, schedule="constant")
+    whole = trainer(tmp_path, settings, EXAMPLES)
+    whole.train()
+    found = checkpoints.latest(tmp_path)
+    assert found is not None
+    assert found.step == 5
+    resumed = trainer(tmp_path, settings, EXAMPLES, begin=small_start(tmp_path, settings))
+    resumed.resume_from(found)
+    resumed.train()
+    assert resumed.state.global_step == 5
     assert_close(weights(whole), weights(resumed), atol=0.0)
 
 
@@ -290,3 +282,36 @@ def test_lora_trains_nothing_but_its_adapter(tmp_path: Path) -> None:
     built.train()
     changed = {name for name, weight in weights(built).items() if not torch.equal(weight, before[name])}
     assert changed == {name for name in before if ".lora_" in name}
+
+
+def test_one_device_is_used_however_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SFTConfig, "n_gpu", property(lambda arguments: 4))
+    trained = trainer(tmp_path, sft_settings(batch_size=8, micro_batch_size=8), EXAMPLES)
+    assert (trained.args.n_gpu, trained.args.train_batch_size) == (1, 8)
+
+
+def test_building_a_trainer_reports_nothing_to_hugging_face(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[str] = []
+
+    class Receiver(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            requests.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            del args
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.delenv("CI", raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+        trainer(tmp_path, sft_settings(), EXAMPLES)
+        send_telemetry("after-it")  # the same thread sends all, in order
+        while not requests:
+            time.sleep(0.01)
+        server.shutdown()
+    assert requests == ["/api/telemetry/after-it"]
