@@ -21,7 +21,6 @@ from rlhf.parallel.world import world
 from rlhf.runs.checkpoints import CHECKPOINTS
 from rlhf.settings.groups import LoraSettings
 from rlhf.settings.recipe import Recipe
-from rlhf.training.deepspeed.trainer import trainer_options
 from sft.config import SFTSettings
 from sft.data import Example, dataset
 from sft.model import Start, training_precision
@@ -111,6 +110,9 @@ def _arguments(recipe: Recipe, settings: SFTSettings, model: Any, *, folder: Pat
         "max_grad_norm": 0.0,
     }
     if world().zero:
+        # Only here: accelerate has DeepSpeed's wrapper only in a process that may import DeepSpeed.
+        from rlhf.training.deepspeed.trainer import trainer_options
+
         options |= {"bf16": False, "max_grad_norm": settings.max_grad_norm}
         options |= trainer_options(
             _num_trained(model, settings),
