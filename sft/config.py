@@ -20,11 +20,11 @@ class SFTSettings(Settings):
     method: Literal["full", "lora", "none"] = "lora"
     """`full` trains every weight, `lora` an adapter that is then merged, `none` takes the model as it is."""
     demonstrations: list[SourceSettings] = []
-    """Where the demonstrations come from; `none` needs them only to measure."""
+    """Where the demonstrations come from; `none` needs them only to evaluate."""
     tokenizer_prompts: list[SourceSettings] = []
     """Prompts of later stages whose words a tokenizer from scratch should know; they are not trained on."""
     held_out_fraction: float = setting(0.1, ge=0, lt=1)
-    """Share of the prompts kept for measuring, by a hash of the prompt."""
+    """Share of the prompts kept for evaluation, by a hash of the prompt."""
     length: LengthSettings = LengthSettings()
     """What happens to demonstrations that do not fit."""
     packing: bool = False
@@ -52,11 +52,11 @@ class SFTSettings(Settings):
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
     eval_every_steps: int = setting(0, semantic=False, ge=0)
-    """Optimizer steps between two measurements of the held-out loss; 0 measures before and after only."""
+    """Optimizer steps between two evaluations of the held-out loss; 0 evaluates before and after only."""
     checkpoint_every_steps: int = setting(200, semantic=False, ge=0)
     """Optimizer steps between two checkpoints; 0 writes none, except when the process is preempted."""
     keep_checkpoints: int = setting(2, semantic=False, ge=1)
-    """Newest checkpoints that are kept, beside the one with the lowest held-out loss."""
+    """Newest checkpoints that are kept, besides the one with the lowest held-out loss."""
     num_samples: int = setting(32, semantic=False, ge=0)
     """Held-out prompts that the finished model answers, for the sample table and the EOS rate."""
     sampling: SamplingSettings = SamplingSettings()

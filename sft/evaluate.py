@@ -1,4 +1,4 @@
-"""What the stage measures on held-out demonstrations: the loss, and what the model says by itself."""
+"""The model on held-out demonstrations: its loss, and its own answers to their prompts."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the stage's result depends on beside its settings; decided without importing torch."""
+"""What the stage's result depends on besides its settings; decided without importing torch."""
 
 from rlhf.data.sources import source_fingerprints
 from rlhf.hub import local_model_folder

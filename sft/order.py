@@ -10,7 +10,7 @@ from torch.utils.data import Sampler
 class SeededOrder(Sampler[int]):
     """Every example once an epoch, in an order that (seed, epoch) alone decide.
 
-    Within the examples of one optimizer step, which is a sum and has no order, they stand by length: a
+    Within the examples of one optimizer step, which is a sum and has no order, they are sorted by length: a
     micro-batch then holds examples of like length and little padding. The last `num_dummies` rows are no
     examples: they come last, so that every process has equally many rows.
 

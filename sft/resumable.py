@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 class Trainer(SFTTrainer):
     """`SFTTrainer` that resumes from checkpoints of ours, and leaves out steps that are not finite.
 
-    It neither logs nor saves by itself: `StepCallback` does both, at the end of a step.
+    It neither logs nor saves by itself: `sft.steps.StepCallback` does both, at the end of a step.
     """
 
     def __init__(
@@ -204,10 +204,8 @@ class Trainer(SFTTrainer):
             **self.window.state(step),
             **self.guard.state(),
         }
-        keep, best = self.keep_checkpoints, self.best.step
-        world().run_on_rank0(
-            lambda: checkpoints.save(self.folder, step, tensors, state, keep=keep, best=best)
-        )
+        kept = {"keep": self.keep_checkpoints, "best": self.best.step}
+        world().run_on_rank0(lambda: checkpoints.save(self.folder, step, tensors, state, **kept))
 
     @property
     def _plain_optimizer(self) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""What happens around the optimizer steps of training: metrics, measurements, checkpoints, and its end."""
+"""What happens around the optimizer steps of training: metrics, evaluations, checkpoints, and the end."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from rlhf.parallel.world import world
 from sft.config import SFTSettings
 from sft.resumable import Trainer
 
-_MEASURED_LOSS = "sft/heldout_loss_nats_per_token"
+_HELDOUT_LOSS = "sft/heldout_loss_nats_per_token"
 
 
 class Log(Protocol):
@@ -21,10 +21,10 @@ class Log(Protocol):
 
 
 class StepCallback(TrainerCallback):
-    """Logs the steps of `trainer`, moves the progress bar, measures the held-out loss, and saves.
+    """Logs the steps of `trainer`, moves the progress bar, evaluates the held-out loss, and saves.
 
     `evaluate` maps a model to metrics. Besides those that are due, a checkpoint is written after the best
-    measurement so far, after the last step, and when the process is preempted, which ends the training.
+    evaluation so far, after the last step, and when the process is preempted, which ends the training.
     """
 
     def __init__(
@@ -76,30 +76,34 @@ class StepCallback(TrainerCallback):
         self._learning_rate = lr_scheduler.get_last_lr()[0]  # the scheduler has not moved on yet
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        trainer, step = self.trainer, state.global_step
+        trainer = self.trainer
         if trainer.is_counting:
             return
         if trainer.arrive():
-            self.advance(step)
-            self._logged_at, self._logged_tokens = time.monotonic(), trainer.window.tokens_seen
+            self.advance(state.global_step)
+            self._logged_at = time.monotonic()
+            self._logged_tokens = trainer.window.tokens_seen
             return
         self.advance(1)
-        is_best = self._measure(state, kwargs["model"])
-        if step % self.log_every_steps == 0 and trainer.window.num_steps:
+        is_best = self._evaluate(state, kwargs["model"])
+        is_line_due = state.global_step % self.log_every_steps == 0
+        if is_line_due and trainer.window.num_steps:  # none, if all were left out
             self._log(state)
         if world().any(preemption.requested()):
-            control.should_training_stop = self.is_stopped = True
+            self.is_stopped = True
+            control.should_training_stop = True
         if self._is_due(state) or is_best or self.is_stopped:
             trainer.save()
 
-    def _measure(self, state: Any, model: Any) -> bool:
-        """Measure on held-out examples, if that is due; whether a checkpoint is to be written of the best."""
-        step, every = state.global_step, self.settings.eval_every_steps
+    def _evaluate(self, state: Any, model: Any) -> bool:
+        """Evaluate, if that is due; returns whether this is the best so far and checkpoints are written."""
+        step = state.global_step
+        every = self.settings.eval_every_steps
         if not every or step % every or step >= state.max_steps:
             return False
         metrics = self.evaluate(model)
         self.tracker.log(metrics, step=step)
-        loss = metrics.get(_MEASURED_LOSS)
+        loss = metrics.get(_HELDOUT_LOSS)
         is_best = loss is not None and self.trainer.best.offer(step, -loss)
         return is_best and bool(self.settings.checkpoint_every_steps)
 
@@ -109,13 +113,16 @@ class StepCallback(TrainerCallback):
         metrics["sft/learning_rate"] = float(self._learning_rate)
         metrics["sft/epochs"] = float(state.epoch)
         metrics["sft/skipped_steps"] = float(self.trainer.guard.skipped_steps)
-        now, tokens = time.monotonic(), self.trainer.window.tokens_seen
+        now = time.monotonic()
+        tokens = self.trainer.window.tokens_seen
         seconds = max(now - self._logged_at, 1e-9)
         metrics["sft/tokens_per_second"] = (tokens - self._logged_tokens) / seconds
-        self._logged_at, self._logged_tokens = now, tokens
+        self._logged_at = now
+        self._logged_tokens = tokens
         self.tracker.log(metrics, step=state.global_step)
 
     def _is_due(self, state: Any) -> bool:
         """Whether the settings ask for a checkpoint after this step."""
         every = self.settings.checkpoint_every_steps
-        return bool(every) and (state.global_step % every == 0 or state.global_step >= state.max_steps)
+        step = state.global_step
+        return bool(every) and (step % every == 0 or step >= state.max_steps)

@@ -1,4 +1,4 @@
-"""Stage 1's main line: read → start from a model → fine-tune → measure → publish.
+"""Stage 1's main line: read → start from a model → fine-tune → evaluate → publish.
 
 Left out of supervised fine-tuning as it is known elsewhere: losses on the prompt, label smoothing, NEFTune
 noise, and generated reference answers; choosing the best of several checkpoints, because the last one is
@@ -47,7 +47,7 @@ class Prepared:
 
 
 def train(recipe: Recipe, settings: SFTSettings, stage: StageRun) -> None:
-    """Fine-tune, measure and publish; goes on from the newest checkpoint of a half-finished stage."""
+    """Fine-tune, evaluate and publish; resumes from the newest checkpoint of a half-finished stage."""
     precision = training_precision(recipe.model)
     device = start_process(recipe.run, max_grad_norm=settings.max_grad_norm, precision=precision).device
     prepared = prepare(recipe, settings)
@@ -148,7 +148,7 @@ def finish(
     before: dict[str, float],
     step: int,
 ) -> None:
-    """Measure the model as it will be stored, publish it, and say what came out."""
+    """Evaluate the model as it will be stored, publish it, and print the result."""
     begin, held_out = prepared.start, prepared.examples.held_out
     dtype = published_dtype(recipe.model, settings)
     model = begin.model
@@ -168,9 +168,8 @@ def finish(
         counts=prepared.counts.to_json(),
         wandb_url=tracker.url,
     )
-    shutil.rmtree(
-        stage.folder / checkpoints.CHECKPOINTS, ignore_errors=True
-    )  # a finished stage never resumes
+    # A finished stage never resumes.
+    shutil.rmtree(stage.folder / checkpoints.CHECKPOINTS, ignore_errors=True)
     tracker.finish({"artifact_sha256": manifest.artifact_sha256})
     print_result(
         "sft",
@@ -192,7 +191,7 @@ def answer(recipe: Recipe, settings: SFTSettings, begin: Start, prepared: Prepar
 
 
 def summary(before: dict[str, float], after: dict[str, float], samples: Samples) -> dict[str, float]:
-    """The stage's final figures, for the manifest."""
+    """The stage's final metrics, for the manifest."""
     metrics = {f"before_{key.removeprefix('sft/')}": value for key, value in before.items()}
     metrics |= {f"after_{key.removeprefix('sft/')}": value for key, value in after.items()}
     return metrics | {key.removeprefix("sft/"): value for key, value in samples.metrics.items()}

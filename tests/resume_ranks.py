@@ -1,4 +1,4 @@
-"""SFT on teams of processes, stopped and resumed: `python -m tests.resume_ranks OUT [CASE ...]`.
+"""SFT on one process and on two, stopped and resumed: `python -m tests.resume_ranks OUT [CASE ...]`.
 
 Each case of `CASES` fine-tunes a small model, from the beginning or from the checkpoint of another, and
 leaves in OUT what came out of it. The test that reads it is tests/invariant/test_resume_ranks.py.

@@ -1,4 +1,4 @@
-"""SFT on teams of real processes, forked from one that has imported all: `python -m tests.sft_ranks OUT`.
+"""SFT on real processes, alone and in pairs, forked from one that has imported all: `python -m tests.sft_ranks OUT`.
 
 Each case leaves in OUT what came of it. The test that reads it is tests/invariant/test_sft_ranks.py.
 """

@@ -136,7 +136,7 @@ def test_other_settings_are_refused_with_the_ways_out(
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_killed_and_resumed_it_publishes_the_same_model_and_metrics_to_the_bit(
+def test_killed_and_resumed_it_publishes_bitwise_the_same_model_and_metrics(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short = {"method": method, "num_epochs": 6, "checkpoint_every_steps": 7, "eval_every_steps": 6}

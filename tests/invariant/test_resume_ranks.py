@@ -1,4 +1,4 @@
-"""SFT on two processes takes the course of one, stops and goes on with the same team or another."""
+"""SFT on two processes takes the course of one, stops, and resumes on as many or on others."""
 
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def test_without_synchronization_the_bound_is_broken(out: Path) -> None:
 
 
 @pytest.mark.parametrize(("straight", "resumed"), AGAIN)
-def test_two_processes_go_on_as_if_nothing_had_happened(out: Path, straight: str, resumed: str) -> None:
+def test_two_processes_resume_as_if_nothing_had_happened(out: Path, straight: str, resumed: str) -> None:
     one, other = Outcome(out, "sft", straight), Outcome(out, "sft", resumed)
     assert one.tensors.keys() == other.tensors.keys()
     assert all(torch.equal(value, other.tensors[key]) for key, value in one.tensors.items())

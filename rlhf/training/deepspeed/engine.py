@@ -28,7 +28,10 @@ class ZeroOptimization(Optimization):
     """`Optimization` over a DeepSpeed engine: the same steps, with the ranks' gradients summed."""
 
     def __init__(self, backbone: "Backbone", plain: Optimization) -> None:
-        self.named, self.max_grad_norm, self.optimizer = plain.named, plain.max_grad_norm, plain.optimizer
+        # Not `super().__init__`, which would make a second optimizer: DeepSpeed wraps that of `plain`.
+        self.named = plain.named
+        self.max_grad_norm = plain.max_grad_norm
+        self.optimizer = plain.optimizer
         self._groups = [list(group["params"]) for group in plain.optimizer.param_groups]
         self._sums: dict[str, Tensor] = {}
         self._engine = _prepare(backbone, plain)

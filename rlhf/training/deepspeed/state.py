@@ -1,4 +1,4 @@
-"""A DeepSpeed engine's state as one process has it: the same tensors under the same names, on any team."""
+"""A DeepSpeed engine's state as one process has it: the same tensors under the same names."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -52,7 +52,7 @@ class ZeroState:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `tensors`, or one process, gave. All ranks must call it."""
+        """Continue from what `tensors`, or one process, gave. All ranks must call it."""
         for name, parameter in self._named.items():
             weights = tensors[f"weights.{name}"]
             with gathered([parameter], writer=0):
@@ -71,7 +71,7 @@ class ZeroState:
                 self._optimizer.state[part]["step"].fill_(max(steps, default=0.0))
 
     def _plain(self, weights: Mapping[str, Tensor]) -> Optimization:
-        """The same training as one process has it, without DeepSpeed and yet without AdamW's state."""
+        """The same training as one process has it, without DeepSpeed and, so far, without AdamW's state."""
         named = {name: nn.Parameter(value) for name, value in weights.items()}
         groups = [({name: named[name] for name in names}, 0.0) for names in self._groups]
         return Optimization(groups, max_grad_norm=0.0)

@@ -91,7 +91,8 @@ class TrainerEngine:
             parameters = list(module.parameters())
             parameters[0].partition(parameters)  # small ones are whole during training
             for parameter in parameters:
-                vars(parameter).pop("_z3_optimizer", None)  # and all that it holds
+                # By this the parameters would keep DeepSpeed's optimizer alive, with gradients and moments.
+                vars(parameter).pop("_z3_optimizer", None)
         else:
             _give_weights_of_its_own(module)
         forget_settings()

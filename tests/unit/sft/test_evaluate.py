@@ -57,7 +57,7 @@ def test_samples_are_answers_to_held_out_prompts_that_leave_room(tmp_path: Path)
     assert sample_answers(backbone, EXAMPLES, settings, num_samples=4, seed=1).rows != samples.rows
 
 
-def test_without_samples_there_are_no_figures(tmp_path: Path) -> None:
+def test_without_samples_there_are_no_metrics(tmp_path: Path) -> None:
     begin = small_start(tmp_path, sft_settings())
     backbone = Backbone(begin.model, begin.tokenizer, "")
     assert sample_answers(backbone, EXAMPLES, SamplingSettings(), num_samples=0, seed=0).metrics == {}

@@ -242,7 +242,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("gradient", [True, False])
-def test_a_line_of_figures_that_ends_with_a_step_left_out_is_of_the_steps_before(
+def test_a_line_of_metrics_that_ends_with_a_step_left_out_is_of_the_steps_before(
     tmp_path: Path, gradient: bool
 ) -> None:
     poisoned, straight = Log(), Log()

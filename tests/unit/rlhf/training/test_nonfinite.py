@@ -16,7 +16,7 @@ def test_a_finite_step_ends_a_row_of_skipped_ones_but_not_their_count() -> None:
     assert guard.state() == {"skipped_steps": 2, "skipped_in_a_row": 0}
 
 
-def test_counts_go_on_from_a_checkpoint_until_the_stage_ends() -> None:
+def test_counts_continue_from_a_checkpoint_until_the_stage_ends() -> None:
     first, second = FiniteGuard("ppo", "Lower it."), FiniteGuard("ppo", "Lower it.")
     for _ in range(MAX_SKIPPED_IN_A_ROW - 1):
         assert not first.passes([NAN])
