@@ -1,5 +1,5 @@
 import socket
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -27,10 +27,8 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 def test_a_hub_out_of_reach_is_told_at_once_with_the_id(
     nobody: str, capsys: pytest.CaptureFixture[str], kind: Kind, instead: str
 ) -> None:
-    started = time.monotonic()
     with pytest.raises(UserError, match=f"look for the {kind} `nobody/nothing`") as caught:
         check_hub("nobody/nothing", kind=kind, where="model.path=nobody/nothing")
-    assert time.monotonic() - started < 20  # the libraries themselves take more than that
     assert f"Check the network, or give the path of a local {instead}." in str(caught.value)
     assert capsys.readouterr().err == f"looking for the {kind} nobody/nothing at {nobody}\n"
 
@@ -57,3 +55,20 @@ def test_a_model_is_in_a_folder_or_on_the_hub(tmp_path: Path, monkeypatch: pytes
     for path in ("./owner/other", "other", "a/b/c", "~/model", "owner/file"):
         with pytest.raises(UserError, match=r"^model\.path: there is no such model folder"):
             local_model_folder(path, where="model.path")
+
+
+@pytest.mark.parametrize("kind", ["model", "dataset"])
+def test_the_hub_is_asked_once(monkeypatch: pytest.MonkeyPatch, nobody: str, kind: Kind) -> None:
+    """The libraries themselves try again, for most of a minute."""
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        address = f"http://127.0.0.1:{hub.getsockname()[1]}"
+        for module in ("constants", "hf_api"):
+            monkeypatch.setattr(f"huggingface_hub.{module}.ENDPOINT", address, raising=False)
+        hang_up = threading.Thread(target=lambda: hub.accept()[0].close())
+        hang_up.start()
+        with pytest.raises(UserError, match="cannot be reached"):
+            check_hub("nobody/nothing", kind=kind, where="here")
+        hang_up.join()
+        hub.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            hub.accept()  # nobody has come again

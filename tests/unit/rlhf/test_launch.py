@@ -2,7 +2,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,27 +74,29 @@ def test_a_signal_before_any_rank_is_there_ends_the_launcher(
 
 
 COUNT = """
-import signal, time
+import signal, sys
 count = 0
 def receive(number, frame):
     global count
     count += 1
 signal.signal(signal.SIGTERM, receive)
 print("ready", flush=True)
-time.sleep(1)
+sys.stdin.read()
 raise SystemExit(count)
 """
 
 
 def test_ranks_get_a_signal_once_however_often_it_comes() -> None:
-    rank = subprocess.Popen([sys.executable, "-c", COUNT], stdout=subprocess.PIPE, start_new_session=True)
+    pipe = subprocess.PIPE
+    rank = subprocess.Popen([sys.executable, "-c", COUNT], stdin=pipe, stdout=pipe, start_new_session=True)
     other = subprocess.Popen(["sleep", "60"])  # no leader of a session: not a rank
     with relaying() as relay, rank, other:
         assert rank.stdout is not None
         rank.stdout.readline()
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.1)
+        assert rank.stdin is not None
+        rank.stdin.close()  # lets it end
         assert rank.wait(60) == 1
         assert relay.told == signal.SIGTERM
         assert other.poll() is None

@@ -114,8 +114,15 @@ preemption.PATIENCE_SECONDS = 0.3
 def hang():
     libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(128)
     libc.pthread_mutex_lock(mutex)
-    threading.Timer(0.5, print, ["at work"], {"flush": True}).start()
+    threading.Thread(target=report_wait, args=[threading.get_native_id(), ctypes.addressof(mutex)]).start()
     libc.pthread_mutex_lock(mutex)  # in C, for ever, whatever signals come
+
+def report_wait(thread, address):
+    # Linux names the system call that a thread is in, and its arguments.
+    call = Path(f"/proc/self/task/{thread}/syscall")
+    while hex(address) not in call.read_text().split():
+        time.sleep(0.01)
+    print("at work", flush=True)
 
 def save():
     Path("saved").touch()
@@ -191,10 +198,10 @@ def test_a_process_whose_parent_is_killed_saves_and_ends(tmp_path: Path) -> None
         "import pathlib, sys, time\n"
         "from rlhf import preemption\n"
         "with preemption.listen():\n"
-        "    preemption.end_with_parent()\n"
-        "    print('at work', flush=True)\n"
         "    try:\n"
-        "        time.sleep(60)\n"
+        "        preemption.end_with_parent()\n"
+        "        print('at work', flush=True)\n"  # in the block: from here on the signal may come
+        "        time.sleep(600)\n"
         "    except preemption.Preempted:\n"
         "        pathlib.Path(sys.argv[1]).touch()\n"
     )

@@ -1,4 +1,5 @@
-import time
+import os
+import select
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,12 +52,17 @@ def test_an_answer_of_an_earlier_process_does_not_count(run_stub: Callable[..., 
 def test_time_that_is_up_ends_a_process_and_all_that_it_started(
     run_stub: Callable[..., Outcome], tmp_path: Path
 ) -> None:
-    mark = tmp_path / "mark"
-    child = f"import time, pathlib; time.sleep(1.5); pathlib.Path({str(mark)!r}).touch()"
-    outcome = run_stub(f"subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)", seconds=0.7)
-    assert outcome.status == "out of time"
-    time.sleep(1.5)
-    assert not mark.exists()
+    fifo = tmp_path / "open while the child lives"
+    os.mkfifo(fifo)
+    reading = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    child = f"import time; kept = open({str(fifo)!r}, 'wb', 0); kept.write(b'x'); time.sleep(600)"
+    body = f"subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(600)"
+    assert run_stub(body, seconds=5).status == "out of time"
+    assert os.read(reading, 1) == b"x"
+    ended, _, _ = select.select([reading], [], [], 60)
+    assert ended
+    assert os.read(reading, 1) == b""
+    os.close(reading)
 
 
 def test_a_ladder_ends_at_the_first_shape_that_does_not_fit(

@@ -48,10 +48,11 @@ def test_a_text_in_parts_has_the_rows_of_the_whole() -> None:
 
 def test_a_megabyte_costs_no_more_than_what_is_seen_of_it() -> None:
     texts = ("漢\x1b" * 500_000, "x" * 1_000_000, "y\n" * 500_000)
-    started = time.perf_counter()
+    started = time.process_time()
     document = Document(texts, 77)
     document.row(0, 3)
-    assert time.perf_counter() - started < 0.5  # the whole takes several seconds
+    # Of this process alone, whatever else the machine does; the whole takes several seconds.
+    assert time.process_time() - started < 0.5
     assert document.row(1, document.end(1) - document.start(1) - 1).startswith("… 992,000 more characters")
 
 

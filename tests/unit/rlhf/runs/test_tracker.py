@@ -360,8 +360,9 @@ def test_a_broken_wandb_ends_no_training(tmp_path: Path) -> None:
 with tracker(Path(sys.argv[1]), "offline") as log:
     log.log({"ppo/a": 1.0}, 0)
     pgrep = ["pgrep", "-P", str(os.getpid()), "-f", "wandb-core"]
-    os.kill(int(subprocess.run(pgrep, capture_output=True, text=True).stdout), signal.SIGKILL)
-    time.sleep(1)
+    core = int(subprocess.run(pgrep, capture_output=True, text=True).stdout)
+    os.kill(core, signal.SIGKILL)
+    os.waitid(os.P_PID, core, os.WEXITED | os.WNOWAIT)  # its end is left for W&B to see
     for step in range(1, 4):
         log.log({"ppo/a": 1.0}, step)
         log.table("ppo/rollouts", ["text"], [["a"]], step)
