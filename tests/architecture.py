@@ -9,7 +9,7 @@ from pathlib import Path
 
 import networkx
 
-from tests.imports import ROOT, is_within, module_graph, read_modules
+from tests.support.imports import ROOT, is_within, module_graph, read_modules
 
 FLOORS = (
     ("rlhf.errors", "rlhf.environment", "rlhf.preemption"),

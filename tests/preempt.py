@@ -20,8 +20,8 @@ from pathlib import Path
 from rlhf.errors import EXIT_PREEMPTED
 from rlhf.runs import checkpoints
 from rlhf.runs.metrics import read_metrics
-from tests.preempt_child import WATCHED
 from tests.soak import Event, Process
+from tests.support.preempt_child import WATCHED
 
 PHASES = ("starting", *WATCHED)
 _START_SECONDS = 8.0
@@ -33,7 +33,7 @@ def command(folder: Path, config: str, settings: Sequence[str], *, num_processes
     launcher = ["launch", "--gpus", str(num_processes), "--zero", "2", "ppo"]
     overrides = [f"run.folder={folder}", "run.name=run", *_ENDLESS, *settings]
     started_by = launcher if num_processes > 1 else ["rank"]
-    return [sys.executable, "-m", "tests.preempt_child", *started_by, "--config", config, *overrides]
+    return [sys.executable, "-m", "tests.support.preempt_child", *started_by, "--config", config, *overrides]
 
 
 def wait(process: Process, phase: str, moment: random.Random) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from rlhf.runs.metrics import read_metrics
 from rlhf.runs.stage import require
-from tests.wandb_offline import merge_steps, read_offline_run
+from tests.support.wandb_offline import merge_steps, read_offline_run
 
 PHASES = ("saving", "sampling", "training")
 _HANG_SECONDS = 900.0
@@ -130,7 +130,7 @@ class Soak:
         if stage == "ppo" and self.num_processes > 1:
             launcher = ["accelerate.commands.launch", "--config_file=configs/accelerate/zero2.yaml"]
             launcher += [f"--num_processes={self.num_processes}", "--main_process_port=0", "-m"]
-        module = "tests.soak_child" if stage == "ppo" else stage
+        module = "tests.support.soak_child" if stage == "ppo" else stage
         overrides = [f"run.folder={self.folder}", f"run.name={name}", *self.settings]
         return [sys.executable, "-m", *launcher, module, "--config", self.config, *overrides]
 

@@ -11,7 +11,7 @@ from benchmarks.processes import ROOT
 def start_labeler(location: str, labeler: str, log: Path) -> "subprocess.Popen[str]":
     """A process that ranks all it is given, and writes down what was acknowledged."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.labeling_worker", location, labeler, str(log)],
+        [sys.executable, "-m", "benchmarks.labeling.labeler", location, labeler, str(log)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,

@@ -27,7 +27,7 @@ from rlhf.data.readers import local_file
 from rlhf.errors import UserError
 from rlhf.runs.stage import require
 from rlhf.settings.groups import SourceSettings
-from tests.feedback import GOLD, feedback_server, lines, write_recipe
+from tests.support.feedback import GOLD, feedback_server, lines, write_recipe
 
 pytestmark = pytest.mark.slow
 

@@ -20,8 +20,8 @@ from labeling.browser.server import Server
 from labeling.store.database import StoreError
 from labeling.store.labels import read_labels
 from labeling.store.project import Project
-from tests.postgres import missing
-from tests.screens import small_project
+from tests.support.postgres import missing
+from tests.support.screens import small_project
 
 ROOT = Path(__file__).resolve().parents[2]
 WAIT_SECONDS = 30.0

@@ -19,7 +19,7 @@ from rlhf.commands.process import run_command
 from rlhf.data.sources import read_demonstrations, read_rankings
 from rlhf.runs.stage import require
 from rlhf.settings.groups import SourceSettings
-from tests.small import SPECIALS, write_small_model
+from tests.support.small import SPECIALS, write_small_model
 
 pytestmark = pytest.mark.slow
 

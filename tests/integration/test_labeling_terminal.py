@@ -12,8 +12,8 @@ import pytest
 from labeling.store.assignment import shown_order
 from labeling.store.labels import read_labels
 from labeling.store.project import Project
-from tests.screens import small_project
-from tests.terminals import terminal
+from tests.support.screens import small_project
+from tests.support.terminals import terminal
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\x1b[31mred \x9b31m \0 \u202eabc [bold]x[/] \x1bPq\x1b\\"
 

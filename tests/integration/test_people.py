@@ -16,7 +16,7 @@ from labeling.__main__ import main
 from labeling.store.project import Project
 from rlhf.commands.process import run_command
 from rlhf.runs.stage import require
-from tests.terminals import terminal
+from tests.support.terminals import terminal
 
 pytestmark = pytest.mark.slow
 

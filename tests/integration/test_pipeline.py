@@ -19,9 +19,9 @@ from rlhf.runs.files import sha256_file
 from rlhf.runs.metrics import read_metrics
 from rlhf.runs.stage import require
 from rlhf.settings.recipe import load_recipe
-from tests.glossary import assert_documented
 from tests.integration.micro import CONFIG, STAGES, start
-from tests.wandb_offline import merge_steps, read_offline_run
+from tests.support.glossary import assert_documented
+from tests.support.wandb_offline import merge_steps, read_offline_run
 
 pytestmark = pytest.mark.slow
 

@@ -21,7 +21,7 @@ from rlhf.runs.metrics import read_metrics
 from rlhf.runs.stage import require
 from sft.resumable import Trainer
 from tests.integration.micro import MODEL, assert_same_results, copy_stages, start
-from tests.wandb_offline import merge_steps, read_offline_run
+from tests.support.wandb_offline import merge_steps, read_offline_run
 
 pytestmark = pytest.mark.slow
 

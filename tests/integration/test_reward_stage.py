@@ -27,7 +27,7 @@ from rlhf.runs.stage import require
 from rlhf.sampling.engine import sample
 from rlhf.settings.recipe import load_recipe
 from sft.__main__ import main as sft_main
-from tests.glossary import assert_documented
+from tests.support.glossary import assert_documented
 
 pytestmark = pytest.mark.slow
 

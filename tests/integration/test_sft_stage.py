@@ -20,7 +20,7 @@ from rlhf.runs import checkpoints
 from rlhf.runs.metrics import read_metrics
 from rlhf.runs.stage import require
 from sft.__main__ import main
-from tests.small import write_small_model
+from tests.support.small import write_small_model
 
 pytestmark = pytest.mark.slow
 

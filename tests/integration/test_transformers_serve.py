@@ -18,7 +18,7 @@ from transformers.utils.import_utils import is_serve_available
 
 from labeling.__main__ import main
 from rlhf.commands.process import run_command
-from tests.feedback import lines, write_recipe
+from tests.support.feedback import lines, write_recipe
 
 pytestmark = [
     pytest.mark.slow,

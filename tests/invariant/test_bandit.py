@@ -13,7 +13,7 @@ from ppo.rollout import RolloutScorer, Sampler
 from ppo.update import Updater
 from rlhf.model.backbone import Backbone
 from rlhf.settings.groups import LoraSettings, SamplingSettings, SourceSettings
-from tests.small import small_backbone
+from tests.support.small import small_backbone
 
 BETA = 0.5
 ARMS = {"w0": 1.0, "w1": 0.2, "w2": -0.4, "w3": 0.6}

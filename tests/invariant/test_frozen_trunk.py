@@ -18,7 +18,7 @@ from rlhf.parallel.world import World, world
 from rlhf.sampling.rollouts import Rollouts, TrunkStates
 from rlhf.settings.groups import LoraSettings
 from tests.invariant.test_ppo_properties import PROMPTS, Game, close, ppo_settings
-from tests.small import perturb, word_tokenizer
+from tests.support.small import perturb, word_tokenizer
 
 TOP_ONE = LoraSettings(rank=4, alpha=8.0, top_layers=1)
 IDS = torch.tensor([[5, 9, 13, 7, 21], [30, 31, 8, 6, 40]])

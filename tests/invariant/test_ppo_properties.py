@@ -19,7 +19,7 @@ from ppo.update import Updater
 from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.sampling.rollouts import Rollouts
 from rlhf.settings.groups import LoraSettings, Precision, SamplingSettings, SourceSettings
-from tests.small import perturb, small_backbone
+from tests.support.small import perturb, small_backbone
 
 PROMPTS = PromptSet(
     [[4 + i, 9, *range(10, 10 + i % 5)] for i in range(20)], [f"prompt {i}" for i in range(20)]

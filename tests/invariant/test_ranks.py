@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ranks import CASES, PPO_CUT, RESUMED, TRAININGS
-from tests.teams import BOUND, Outcome, distances, run_teams
+from tests.support.ranks import CASES, PPO_CUT, RESUMED, TRAININGS
+from tests.support.teams import BOUND, Outcome, distances, run_teams
 
 pytestmark = [pytest.mark.slow]
 pytest.importorskip("deepspeed")
@@ -21,9 +21,9 @@ ELSEWHERE = [(origin, name) for origin, name in PAIRS if CASES[origin].size != C
 
 @pytest.fixture(scope="module")
 def folder(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Everything that tests/ranks.py makes, from one start of Python."""
+    """Everything that tests/support/ranks.py makes, from one start of Python."""
     out = tmp_path_factory.mktemp("ranks")
-    run_teams("tests.ranks", out, root)
+    run_teams("tests.support.ranks", out, root)
     return out
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.resume_ranks import CASES
-from tests.teams import BOUND, Outcome, distances, run_teams
+from tests.support.resume_ranks import CASES
+from tests.support.teams import BOUND, Outcome, distances, run_teams
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("deepspeed")
@@ -19,9 +19,9 @@ ELSEWHERE = [(origin, name) for origin, name in PAIRS if CASES[origin].size != C
 
 @pytest.fixture(scope="module")
 def out(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What tests.resume_ranks has left."""
+    """What tests.support.resume_ranks has left."""
     folder = tmp_path_factory.mktemp("ranks")
-    run_teams("tests.resume_ranks", folder, root)
+    run_teams("tests.support.resume_ranks", folder, root)
     return folder
 
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.sft_ranks import POISONED, STAGES
-from tests.teams import run_teams
+from tests.support.sft_ranks import POISONED, STAGES
+from tests.support.teams import run_teams
 
 pytestmark = pytest.mark.slow
 
@@ -18,10 +18,10 @@ SAME = ("sft/loss_nats_per_token", "sft/gradient_norm", "sft/learning_rate", "sf
 
 @pytest.fixture(scope="module")
 def out(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What tests.sft_ranks has left."""
+    """What tests.support.sft_ranks has left."""
     pytest.importorskip("deepspeed")
     folder = tmp_path_factory.mktemp("sft")
-    run_teams("tests.sft_ranks", folder, root)
+    run_teams("tests.support.sft_ranks", folder, root)
     return folder
 
 

@@ -9,7 +9,7 @@ from reward.data import Group
 from reward.loss import Pair
 from reward.trainer import Trainer
 from rlhf.statistics.evaluation import calibration_error
-from tests.small import small_backbone
+from tests.support.small import small_backbone
 from tests.unit.reward.groups import EOS, reward_settings
 
 WORDS = range(10, 34)

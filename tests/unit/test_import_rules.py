@@ -8,7 +8,7 @@ import networkx
 import pytest
 
 from tests import architecture
-from tests.imports import PACKAGES, ROOT, Import, imports_of, is_within, module_graph, read_modules
+from tests.support.imports import PACKAGES, ROOT, Import, imports_of, is_within, module_graph, read_modules
 
 ALLOWED = {
     "rlhf": (),

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.glossary import Texts, assert_documented, documented, package_texts, texts_of, undocumented
+from tests.support.glossary import Texts, assert_documented, documented, package_texts, texts_of, undocumented
 
 GLOSSARY = """\
 ## sft

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.private_uses import Project, Use
+from tests.support.private_uses import Project, Use
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -220,7 +220,7 @@ TABLE = [
         "SFT under ZeRO-3 needs the optimizer's memory until it has published",
     ),
 ]
-"""Sorted by file and name. `python -m tests.private_uses` lists what there is."""
+"""Sorted by file and name. `python -m tests.support.private_uses` lists what there is."""
 
 
 def test_every_private_use_is_in_the_table_and_every_row_is_in_use() -> None:

@@ -9,7 +9,7 @@ import pytest
 from labeling.store.items import Item
 from labeling.store.project import NewItem, Project
 from labeling.store.rules import LabelingRules
-from tests.postgres import Server, server
+from tests.support.postgres import Server, server
 
 
 @pytest.fixture(scope="session")

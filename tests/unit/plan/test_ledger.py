@@ -16,7 +16,7 @@ from plan.model import Sketch
 from rlhf.model.backbone import Backbone
 from rlhf.model.layers.llama import FusedLayers
 from rlhf.settings.groups import LoraSettings, ModelSettings, Precision, SamplingSettings
-from tests.small import LORA, small_backbone, write_small_model
+from tests.support.small import LORA, small_backbone, write_small_model
 
 KIB = 1024
 BATCH = Batch(rows=3, tokens=20, response_tokens=8)

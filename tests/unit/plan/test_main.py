@@ -14,7 +14,7 @@ from plan.table import verdict
 from rlhf.commands.process import run_command
 from rlhf.errors import UserError
 from rlhf.settings.recipe import load_recipe
-from tests.small import write_small_model
+from tests.support.small import write_small_model
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = sorted(ROOT.glob("configs/*/recipe.yaml"))

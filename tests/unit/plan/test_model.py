@@ -13,7 +13,7 @@ from rlhf.errors import UserError
 from rlhf.model.backbone import Backbone
 from rlhf.settings.groups import LoraSettings, ModelSettings, Precision, ScratchSettings
 from sft import scratch
-from tests.small import word_tokenizer, write_small_model
+from tests.support.small import word_tokenizer, write_small_model
 
 SIZES: dict[str, Any] = {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 3}
 CONFIGS = [

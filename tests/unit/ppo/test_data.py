@@ -9,7 +9,7 @@ import pytest
 from ppo.config import PPOSettings
 from ppo.data import Prompts, load_prompts
 from rlhf.errors import UserError
-from tests.small import small_backbone
+from tests.support.small import small_backbone
 
 
 def load(tmp_path: Path, **values: Any) -> Prompts:

@@ -16,7 +16,7 @@ from rlhf.model.backbone import Backbone
 from rlhf.model.batching import TokenBatch
 from rlhf.settings.groups import Precision
 from tests.invariant.test_ppo_properties import PRECISIONS, PROMPTS, ppo_settings
-from tests.small import perturb, small_backbone
+from tests.support.small import perturb, small_backbone
 from tests.unit.reward.test_model import published
 
 SETTINGS = ppo_settings(reward="adapter")

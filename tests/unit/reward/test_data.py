@@ -12,7 +12,7 @@ from reward.loss import Pair
 from reward.train import check_samples
 from rlhf.errors import UserError
 from rlhf.model.chat import decode_completion
-from tests.small import small_backbone
+from tests.support.small import small_backbone
 
 ROWS: list[dict[str, Any]] = [
     {"prompt": f"w{i} w2", "completions": [" w5 w6", " w7", " w8 w9 w10"], "ranks": [2, 1, "F"]}

@@ -15,7 +15,7 @@ from rlhf.model.batching import TokenBatch
 from rlhf.runs.files import sha256_file
 from rlhf.runs.manifest import Manifest
 from rlhf.settings.groups import Precision
-from tests.small import perturb, small_backbone, write_small_model
+from tests.support.small import perturb, small_backbone, write_small_model
 from tests.unit.reward.groups import random_groups
 
 SEQUENCES = [ids for group in random_groups(6) for ids in group.sequences]

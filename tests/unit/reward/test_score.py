@@ -14,7 +14,7 @@ from rlhf.commands.process import run_command
 from rlhf.errors import UserError
 from rlhf.model.batching import TokenBatch
 from rlhf.model.chat import encode_completion, encode_prompt
-from tests.small import write_small_model
+from tests.support.small import write_small_model
 from tests.unit.reward.test_model import published
 
 ROWS: list[dict[str, Any]] = [

@@ -8,7 +8,7 @@ import torch
 
 from reward.trainer import Trainer
 from rlhf.training.nonfinite import NotFiniteError
-from tests.small import small_backbone
+from tests.support.small import small_backbone
 from tests.unit.reward.groups import random_groups, reward_settings
 
 GROUPS = random_groups(30)

@@ -21,7 +21,7 @@ def work(argv):
     with silent():
         import labeling.sample, labeling.constitution.local, ppo.chat, ppo.train, reward.train, sft.train
     from rlhf.model.loading import quiet_transformers
-    from tests.small import small_backbone
+    from tests.support.small import small_backbone
     quiet_transformers()
     small_backbone("policy", "value", precision=argv[0])
     loaded = {name.partition(".")[0] for name, module in sys.modules.items() if module is not None}

@@ -16,7 +16,7 @@ from sft.model import Start, start
 from sft.resumable import Trainer
 from sft.steps import StepCallback
 from sft.trainer import build_trainer
-from tests.small import WORDS, write_small_model
+from tests.support.small import WORDS, write_small_model
 
 EOS = 2
 

@@ -21,7 +21,7 @@ from transformers import (
 from rlhf.errors import UserError
 from rlhf.settings.groups import LoraSettings, ModelSettings, SamplingSettings
 from sft.model import Start, choose_pad, merge, published_dtype, set_tokens, start, training_precision, write
-from tests.small import SPECIALS, word_tokenizer, write_small_model
+from tests.support.small import SPECIALS, word_tokenizer, write_small_model
 from tests.unit.sft.demos import EOS, random_examples, sft_settings, small_start, trainer
 
 UNK, BOS = SPECIALS.index("<unk>"), SPECIALS.index("<bos>")

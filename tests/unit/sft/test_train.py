@@ -6,7 +6,7 @@ import pytest
 from rlhf.errors import UserError
 from rlhf.settings.groups import ModelSettings, SamplingSettings, SourceSettings
 from sft.train import prepare
-from tests.small import write_small_model
+from tests.support.small import write_small_model
 from tests.unit.sft.demos import recipe, sft_settings
 
 

@@ -14,7 +14,7 @@ from labeling.constitution.local import LocalModel
 from labeling.constitution.metrics import running_metrics
 from rlhf.data.records import Message
 from rlhf.errors import UserError
-from tests.small import write_small_model
+from tests.support.small import write_small_model
 
 TEMPLATE = (
     "{% for m in messages %}{{ m['content'] }} {% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}"

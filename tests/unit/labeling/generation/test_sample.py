@@ -18,7 +18,7 @@ from rlhf.settings.groups import (
     TrackingSettings,
 )
 from rlhf.settings.recipe import Recipe
-from tests.small import small_backbone
+from tests.support.small import small_backbone
 
 
 @pytest.mark.parametrize(

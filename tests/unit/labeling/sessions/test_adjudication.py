@@ -18,7 +18,7 @@ from labeling.store.labels import read_labels
 from labeling.store.ledger import replay
 from labeling.store.project import Project
 from rlhf.data.records import Rank
-from tests.screens import Screen, play, small_project
+from tests.support.screens import Screen, play, small_project
 
 LABELS: dict[str, tuple[tuple[Rank, ...], ...]] = {
     "ann": ((1, 2, 3), (1, 2, "F"), (1, 2, 3)),

@@ -29,7 +29,7 @@ PRESENCE = ("seen_at", "lease_until")
 
 def start(root: Path, location: str, labeler: str, acknowledged: Path) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.labeling_worker", location, labeler, str(acknowledged)],
+        [sys.executable, "-m", "benchmarks.labeling.labeler", location, labeler, str(acknowledged)],
         cwd=root,
         env={**os.environ, "PYTHONPATH": str(root)},
         stderr=subprocess.PIPE,

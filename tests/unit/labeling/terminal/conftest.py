@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from labeling.store.project import Project
-from tests.screens import small_project
+from tests.support.screens import small_project
 
 New = Callable[..., Project]
 

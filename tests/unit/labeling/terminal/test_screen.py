@@ -16,7 +16,7 @@ from labeling.store.labels import Label, read_labels
 from labeling.store.project import Project
 from labeling.store.tables import events
 from labeling.terminal.keys import KEYS
-from tests.screens import Screen, play, small_project
+from tests.support.screens import Screen, play, small_project
 
 New = Callable[..., Project]
 

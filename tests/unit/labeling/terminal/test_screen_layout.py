@@ -9,7 +9,7 @@ import pytest
 
 from labeling.sessions.session import Session
 from labeling.store.project import Project
-from tests.screens import Screen, play
+from tests.support.screens import Screen, play
 
 New = Callable[..., Project]
 

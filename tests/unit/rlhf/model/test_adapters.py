@@ -15,7 +15,7 @@ from rlhf.errors import UserError
 from rlhf.model.adapters import init_head
 from rlhf.model.backbone import Backbone
 from rlhf.settings.groups import LoraSettings
-from tests.small import LORA, perturb, small_backbone
+from tests.support.small import LORA, perturb, small_backbone
 
 IDS = torch.tensor([[5, 9, 13, 7, 21], [30, 31, 8, 6, 40]])
 
@@ -121,7 +121,7 @@ def test_our_lora_is_pefts_lora() -> None:
 
 def test_an_exported_adapter_is_the_same_in_every_process(tmp_path: Path) -> None:
     code = (
-        "from pathlib import Path; from tests.small import small_backbone; "
+        "from pathlib import Path; from tests.support.small import small_backbone; "
         "small_backbone('policy').export_adapter("
         "'policy', Path('{folder}'), task_type='CAUSAL_LM', base_path='x')"
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.small import small_backbone
+from tests.support.small import small_backbone
 
 IDS = torch.tensor([[5, 9, 13, 7, 21], [30, 31, 8, 6, 40]])
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from rlhf.errors import UserError
 from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.settings.groups import ModelSettings, Precision
-from tests.small import LORA, perturb, small_backbone, word_tokenizer
+from tests.support.small import LORA, perturb, small_backbone, word_tokenizer
 
 pytest.importorskip("bitsandbytes")
 

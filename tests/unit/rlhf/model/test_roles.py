@@ -7,7 +7,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from rlhf.model.backbone import REFERENCE, Backbone
-from tests.small import small_backbone
+from tests.support.small import small_backbone
 
 IDS = torch.tensor([[5, 9, 13, 7, 21], [30, 31, 8, 6, 40]])
 ROLES = ("policy", "reward", "value")

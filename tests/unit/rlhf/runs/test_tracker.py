@@ -17,7 +17,7 @@ from rlhf.runs.metrics import read_metrics
 from rlhf.runs.tracker import Tracker
 from rlhf.settings.groups import ModelSettings, RunSettings, TrackingSettings
 from rlhf.settings.recipe import Recipe
-from tests.wandb_offline import OfflineRun, merge_steps, read_offline_run
+from tests.support.wandb_offline import OfflineRun, merge_steps, read_offline_run
 
 ROOT = Path(__file__).resolve().parents[4]
 Mode = Literal["auto", "online", "offline", "off"]

@@ -14,7 +14,7 @@ from rlhf.sampling import local
 from rlhf.sampling.engine import sample
 from rlhf.sampling.rollouts import Rollouts, responses_text
 from rlhf.settings.groups import ModelSettings, SamplingSettings
-from tests.small import LORA, perturb, small_backbone, word_tokenizer
+from tests.support.small import LORA, perturb, small_backbone, word_tokenizer
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16], [17, 18, 19, 20]]
 KEYS = [(0, i, 0) for i in range(len(PROMPTS))]

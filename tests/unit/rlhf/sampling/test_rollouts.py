@@ -8,7 +8,7 @@ import torch
 from rlhf.sampling.engine import sample
 from rlhf.sampling.rollouts import TrunkStates, from_lists
 from rlhf.settings.groups import SamplingSettings
-from tests.small import small_backbone
+from tests.support.small import small_backbone
 
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13, 14], [15, 16], [17, 18, 19, 20]]
 

@@ -26,7 +26,7 @@ from rlhf.model.layers import llama as fused
 from rlhf.model.layers.router import replace_forward
 from rlhf.model.layers.varlen import attend
 from rlhf.settings.groups import LoraSettings
-from tests.small import small_backbone, word_tokenizer, write_small_model
+from tests.support.small import small_backbone, word_tokenizer, write_small_model
 
 SIZES: dict[str, Any] = {
     "vocab_size": 60,

@@ -20,8 +20,8 @@ from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.model.batching import TokenBatch
 from rlhf.model.layers.router import ForwardPass, replace_forward
 from rlhf.settings.groups import LoraSettings
-from tests.imports import PACKAGES, ROOT
-from tests.small import perturb, word_tokenizer
+from tests.support.imports import PACKAGES, ROOT
+from tests.support.small import perturb, word_tokenizer
 
 ROUTER = Path("rlhf/model/layers/router.py")
 ROLES = ("policy", "value")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("rlhf", "sft", "reward", "ppo", "labeling", "plan", "benchmarks")
 
 When = Literal["load", "call", "typing"]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rlhf.runs.metrics import METRIC_KEY, read_metrics
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GLOSSARY = ROOT / "docs" / "metrics.md"
 PACKAGES = ("rlhf", "sft", "reward", "ppo", "labeling")
 

@@ -1,4 +1,4 @@
-"""`python -m tests.preempt_child launch|rank …`: `rlhf.launch` or `ppo`, whose ranks write their phases down.
+"""`python -m tests.support.preempt_child launch|rank …`: `rlhf.launch` or `ppo`, which note their phases.
 
 Like the commands that they stand for, they load what is heavy only when they obey signals.
 """
@@ -28,7 +28,7 @@ def launch(argv: Sequence[str]) -> int:
     def with_rank(arguments: argparse.Namespace) -> list[str]:
         found = arguments_of(arguments)
         at = found.index("-m") + 1
-        return [*found[:at], "tests.preempt_child", "rank", *found[at + 1 :]]
+        return [*found[:at], "tests.support.preempt_child", "rank", *found[at + 1 :]]
 
     rlhf.launch.launch_arguments = with_rank
     return rlhf.launch.main(argv)
@@ -36,7 +36,7 @@ def launch(argv: Sequence[str]) -> int:
 
 def rank(argv: Sequence[str]) -> int:
     """`python -m ppo`, which writes its phases down."""
-    from tests.soak_child import announce
+    from tests.support.soak_child import announce
 
     for phase, (module, holder, name) in WATCHED.items():
         owner = importlib.import_module(module)

@@ -1,6 +1,6 @@
 """A labeler as a process of its own: ranks all it is given, and writes down what was acknowledged.
 
-    python -m tests.labeling_worker PROJECT LABELER ACKNOWLEDGED
+    python -m benchmarks.labeling.labeler PROJECT LABELER ACKNOWLEDGED
 
 A line of ACKNOWLEDGED, written after `submit` has returned and before anything else, is an item's number, the
 submission's name and the milliseconds that `submit` took.

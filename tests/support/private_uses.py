@@ -1,4 +1,4 @@
-"""Finds what the project uses of libraries' insides: `python -m tests.private_uses [ROOT]` lists it.
+"""Finds what the project uses of libraries' insides: `python -m tests.support.private_uses [ROOT]` lists it.
 
 Inside is what begins with an underscore: attributes and methods, their names in strings, names and modules
 that are imported, keyword arguments, and what a subclass here defines though its library base has it.

@@ -1,4 +1,4 @@
-"""SFT on real processes, alone and in pairs, forked from one that has imported all: `python -m tests.sft_ranks OUT`.
+"""SFT on forked processes, alone and in pairs: `python -m tests.support.sft_ranks OUT`.
 
 Each case leaves in OUT what came of it. The test that reads it is tests/invariant/test_sft_ranks.py.
 """
@@ -21,8 +21,8 @@ from rlhf.parallel.world import world
 from rlhf.settings.groups import RunSettings
 from sft.__main__ import main as sft_stage
 from sft.resumable import Trainer
-from tests.small import WORDS, write_small_model
-from tests.teams import fork, preload
+from tests.support.small import WORDS, write_small_model
+from tests.support.teams import fork, preload
 from tests.unit.sft.demos import Log, poison, random_examples, sft_settings, small_start, trainer
 
 TEAMS = {"one": (1, 0), "zero2": (2, 2), "zero3": (2, 3)}

@@ -1,4 +1,4 @@
-"""`python -m tests.soak_child …`: `python -m ppo …`, writing down when it samples, trains and saves.
+"""`python -m tests.support.soak_child …`: `python -m ppo …`, writing down when it samples, trains and saves.
 
 Every line of the file named by SOAK_EVENTS is `<process> <rank> <phase> <begin or end>`.
 """

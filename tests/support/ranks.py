@@ -1,4 +1,4 @@
-"""The reward model and PPO on teams of processes: `python -m tests.ranks OUT [CASE ...]`.
+"""The reward model and PPO on teams of processes: `python -m tests.support.ranks OUT [CASE ...]`.
 
 Each case of `CASES` trains them on a small model, on one process or on two under the real DeepSpeed, from the
 beginning or from another case's checkpoint, and leaves in OUT what came out of it. The test that reads it is
@@ -28,8 +28,8 @@ from rlhf.runs import checkpoints
 from rlhf.runs.rank_checkpoints import newest_checkpoint
 from rlhf.settings.groups import LoraSettings, ModelSettings, RunSettings
 from tests.invariant.test_ppo_properties import TokenReward, ppo_settings, schedule
-from tests.small import perturb, write_small_model
-from tests.teams import Case, fork, leave, preload, switch_reduction_off
+from tests.support.small import perturb, write_small_model
+from tests.support.teams import Case, fork, leave, preload, switch_reduction_off
 from tests.unit.reward.groups import random_groups, reward_settings
 
 CASES = {

@@ -1,4 +1,4 @@
-"""SFT on one process and on two, stopped and resumed: `python -m tests.resume_ranks OUT [CASE ...]`.
+"""SFT on one process and on two, stopped and resumed: `python -m tests.support.resume_ranks OUT [CASE ...]`.
 
 Each case of `CASES` fine-tunes a small model, from the beginning or from the checkpoint of another, and
 leaves in OUT what came out of it. The test that reads it is tests/invariant/test_resume_ranks.py.
@@ -19,7 +19,7 @@ from rlhf.parallel.world import world
 from rlhf.runs.rank_checkpoints import newest_checkpoint
 from rlhf.settings.groups import RunSettings
 from sft.resumable import Trainer
-from tests.teams import Case, fork, leave, preload, switch_reduction_off
+from tests.support.teams import Case, fork, leave, preload, switch_reduction_off
 from tests.unit.sft.demos import Log, poison, random_examples, sft_settings, small_start, trainer
 
 CASES = {
