@@ -204,8 +204,10 @@ class Trainer(SFTTrainer):
             **self.window.state(step),
             **self.guard.state(),
         }
-        kept = {"keep": self.keep_checkpoints, "best": self.best.step}
-        world().run_on_rank0(lambda: checkpoints.save(self.folder, step, tensors, state, **kept))
+        keep, best = self.keep_checkpoints, self.best.step
+        world().run_on_rank0(
+            lambda: checkpoints.save(self.folder, step, tensors, state, keep=keep, best=best)
+        )
 
     @property
     def _plain_optimizer(self) -> torch.optim.Optimizer:
