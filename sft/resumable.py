@@ -204,7 +204,8 @@ class Trainer(SFTTrainer):
             **self.window.state(step),
             **self.guard.state(),
         }
-        keep, best = self.keep_checkpoints, self.best.step
+        keep = self.keep_checkpoints
+        best = self.best.step
         world().run_on_rank0(
             lambda: checkpoints.save(self.folder, step, tensors, state, keep=keep, best=best)
         )
