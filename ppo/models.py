@@ -45,7 +45,7 @@ class AdapterReward:
         with torch.no_grad():
             for batch in rollouts.micro_batches(self._max_tokens):
                 scores_B[batch.rows] = raw_scores(self._backbone, batch.tokens, trunk_BLH=batch.trunk_BLH)
-        return (scores_B - self.model.mean) / self.model.std
+        return self.model.normalized(scores_B)
 
 
 class FunctionReward:

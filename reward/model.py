@@ -112,9 +112,9 @@ class RewardModel:
         """Raw scores (B,)."""
         return raw_scores(self.backbone, batch)
 
-    def normalized(self, batch: TokenBatch) -> Tensor:
-        """Scores (B,) in units of the SFT policy: its own samples have mean 0 and variance 1."""
-        return (self.raw(batch) - self.mean) / self.std
+    def normalized(self, raw_B: Tensor) -> Tensor:
+        """Scores in units of the SFT policy: its own samples have mean 0 and variance 1."""
+        return (raw_B - self.mean) / self.std
 
 
 def load_reward(backbone: Backbone, folder: Path, *, expected_base_sha256: str) -> RewardModel:

@@ -26,8 +26,8 @@ CONFIGS = Path(__file__).parent / "accelerate_configs"
 """A part of the package, also where that was installed from a wheel: the same files as configs/accelerate."""
 _FOLLOWED = (EXIT_RANK_FAILURE, -15)
 """How ranks end that only follow another: they lost it, or were told to end."""
-_SPOKEN = (EXIT_USER_ERROR, EXIT_PREEMPTED, EXIT_INTERRUPTED)
-"""How ranks end that have said what there is to say."""
+_EXPLAINED = (EXIT_USER_ERROR, EXIT_PREEMPTED, EXIT_INTERRUPTED)
+"""How ranks end that have printed why."""
 _RELAYED = (signal.SIGINT, signal.SIGHUP, *preemption.SIGNALS)
 _SHUTDOWN_SECONDS = 45
 """How long ranks that are told to end may take to save; then they are killed."""
@@ -184,7 +184,7 @@ def report(exit_codes: Mapping[int, int], stage: str, *, told: signal.Signals | 
     followed = _FOLLOWED if told is None else (*_FOLLOWED, -told)
     own = {rank: code for rank, code in exit_codes.items() if code not in followed}
     for rank, code in sorted(own.items()):
-        if code not in _SPOKEN:
+        if code not in _EXPLAINED:
             how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
             print(f"{stage}: rank {rank} {how}; the other ranks were ended", file=sys.stderr)
     if told is not None:

@@ -1,10 +1,10 @@
 """A machine that is taken away: SIGTERM or SIGUSR1 says so, and the process saves its state and ends.
 
 `listen` makes such a signal an exception, `Preempted`, raised wherever the main thread is. What must not be
-torn apart stands in a `deferred` block: there the signal is only noted (`requested`), and the exception comes
+interrupted is in a `deferred` block: there the signal is only noted (`requested`), and the exception comes
 at the block's end. Further signals change nothing: the first one is being obeyed.
 
-A main thread inside C code, such as a collective that waits for a rank which is gone, hears of no signal; and
+A main thread inside C code, such as a collective that waits for a rank which is gone, receives no signal; and
 what is unwound after one may hang in the same way. So a second thread watches the first: if the process has
 not ended a few seconds after the signal, or after the deferred block that was under way, that thread saves
 what `last_resort` names and ends it.
@@ -38,7 +38,7 @@ class Preempted(BaseException):
 
 
 def _nothing() -> None:
-    """What there is to save where nobody has said anything."""
+    """What there is to save where nothing was registered."""
 
 
 class _Notice:
@@ -87,20 +87,20 @@ class _Watch:
         os.close(self._writer)
 
     def _follow(self) -> None:
-        name = self._hear()
+        name = self._wait_for_signal()
         since = time.monotonic()
         while name and not self._is_over.wait(_LOOK_SECONDS):
             if _notice.num_deferring:
                 since = time.monotonic()
             elif time.monotonic() > since + PATIENCE_SECONDS:
-                # From here on the main thread is left alone, should it still hear of the signal.
+                # From here on the main thread is left alone, should it still receive the signal.
                 _notice.signal_name = name
                 self._end(name, _notice.save)
                 return
         # Not before: further signals are written, too.
         os.close(self._reader)
 
-    def _hear(self) -> str | None:
+    def _wait_for_signal(self) -> str | None:
         """Wait for a signal; its name, or None if there was none until `close`."""
         while numbers := os.read(self._reader, 64):
             for number in SIGNALS:
@@ -189,7 +189,7 @@ def requested() -> bool:
 
 
 def stop() -> NoReturn:
-    """End as a signal does, which has come here or to another process of the team."""
+    """End as a signal does, which has come here or to another rank."""
     raise Preempted(_notice.signal_name or "a signal to another process")
 
 

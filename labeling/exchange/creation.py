@@ -174,7 +174,7 @@ def _sampled(sampling: Sampling) -> list[Item]:
 
 
 def _known(path: Path, kind: ItemKind) -> Iterator[NewItem]:
-    """Items with known answers: rankings in any shape that the reward stage reads."""
+    """Items with known answers: rankings in any schema that the reward stage reads."""
     for label in ranking_labels(SourceSettings(path=str(path)), labeler="answer"):
         yield NewItem(label.item, kind=kind, answer=label.ranks, where=label.where)
 

@@ -21,7 +21,7 @@ from labeling.store.tables import events, items
 from rlhf.data.columns import UnusableRowError
 from rlhf.data.readers import COLUMNAR, file_rows, parse_json
 from rlhf.data.records import Comparison, Prompt, Rank, Ranking
-from rlhf.data.schemas import PROMPTS, Plan
+from rlhf.data.schemas import PROMPTS, RowConverter
 from rlhf.data.sources import read_rankings
 from rlhf.errors import UserError
 from rlhf.settings.groups import SourceSettings
@@ -104,11 +104,11 @@ def judged_pairs(path: Path, columns: JudgeColumns) -> list[ForeignLabel]:
         raise UserError("there is no such file", where=str(path), fix="Name a .json, .jsonl or .csv file.")
     found: list[ForeignLabel] = []
     source = SourceSettings(path=str(path), templates={"prompt": columns.prompt})
-    plan = Plan(PROMPTS, source, columnar=path.suffix.lower() in COLUMNAR)
+    converter = RowConverter(PROMPTS, source, columnar=path.suffix.lower() in COLUMNAR)
     for where, raw in file_rows(path):
         try:
             row = parse_json(raw) if isinstance(raw, bytes) else raw
-            found += _judgements(row, plan, columns, f"{path}, {where}")
+            found += _judgements(row, converter, columns, f"{path}, {where}")
         except UnusableRowError as unusable:
             raise UserError(unusable.reason, where=f"{path}, {where}", fix="Remove the row.") from None
         except UserError as error:
@@ -199,14 +199,16 @@ def _dense(ranks: Iterable[Rank]) -> tuple[Rank, ...]:
     return tuple(values.index(rank) + 1 if isinstance(rank, int) else rank for rank in ranks)
 
 
-def _judgements(row: Any, plan: Plan[Prompt], columns: JudgeColumns, where: str) -> list[ForeignLabel]:
+def _judgements(
+    row: Any, converter: RowConverter[Prompt], columns: JudgeColumns, where: str
+) -> list[ForeignLabel]:
     if not isinstance(row, dict):
         raise UserError("the record is not an object", fix="Write one object a line.")
     missing = [name for name in (columns.first, columns.second, *columns.judges) if name not in row]
     if missing:
         raise UserError(f"there is no column `{missing[0]}`", fix=f"Columns here: {', '.join(row)}.")
     item = Item(
-        prompt=plan.record(row).prompt, completions=(str(row[columns.first]), str(row[columns.second]))
+        prompt=converter.record(row).prompt, completions=(str(row[columns.first]), str(row[columns.second]))
     )
     meaning = dict(zip(columns.codes, (FIRST_BETTER, TIED, SECOND_BETTER), strict=True))
     found = []

@@ -46,10 +46,6 @@ class RecordCounts:
         for source, counts in other._counts.items():
             self._counts.setdefault(source, Counter()).update(counts)
 
-    @property
-    def sources(self) -> list[str]:
-        return list(self._counts)
-
     def read(self, source: str | None = None) -> int:
         """Records read from `source`, or from all."""
         return self._merged(source)[READ]

@@ -1,4 +1,4 @@
-"""Labels that were exported: a folder with `manifest.json`, which names the file of records beside it.
+"""Labels that were exported: a folder with `manifest.json`, which names the file of records next to it.
 
 A source of records may name the manifest instead of the file: then the file is known to be the one that was
 exported, whole and unchanged.
@@ -18,7 +18,7 @@ class ExportManifest(JsonFile):
     schema_version: Literal[1] = 1
     kind: Literal["labels"] = "labels"
     records: str
-    """The file of records, beside this one."""
+    """The file of records, next to this one."""
     sha256: str
     num_records: int
     shape: Literal["rankings", "pairs"]

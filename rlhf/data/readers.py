@@ -116,9 +116,9 @@ def parse_json(content: bytes) -> Any:
         fix = "A .jsonl file holds one JSON object a line; a .json file may hold one list of objects instead."
         raise UserError(f"not valid JSON at {at}: {error.msg}", fix=fix) from None
     except ValueError as error:  # a number of thousands of digits
-        raise UserError(f"not usable JSON: {error}", fix="Mend or remove the record.") from None
+        raise UserError(f"not usable JSON: {error}", fix="Correct or remove the record.") from None
     except RecursionError:
-        raise UserError("JSON that is nested too deeply", fix="Mend or remove the record.") from None
+        raise UserError("JSON that is nested too deeply", fix="Correct or remove the record.") from None
 
 
 def _starts_with_bracket(path: Path) -> bool:

@@ -1,7 +1,7 @@
-"""The shapes that data comes in: which fields of a row make which record.
+"""The schemas that rows are recognized by: which fields of a row make which record.
 
-A `Plan` is made once per source from its settings and applied to every row. docs/data-formats.md describes
-the shapes to users.
+A `RowConverter` is made once per source from its settings and applied to every row. docs/data-formats.md
+describes the schemas to users.
 """
 
 import difflib
@@ -36,47 +36,47 @@ def blank_line_after(*parts: str) -> str:
     return "".join(f"{part}\n\n" for part in parts if part.strip())
 
 
-def _question(fields: Columns) -> str:
-    return blank_line_after(fields.text("question"))
+def _question(columns: Columns) -> str:
+    return blank_line_after(columns.text("question"))
 
 
-def _instruction(fields: Columns) -> str:
-    return blank_line_after(fields.text("instruction"), fields.optional_text("input"))
+def _instruction(columns: Columns) -> str:
+    return blank_line_after(columns.text("instruction"), columns.optional_text("input"))
 
 
 def _demonstration(prompt: str | Turns, completion: str) -> Demonstration:
     return Demonstration(prompt=usable_prompt(prompt), completion=usable_completion(completion))
 
 
-def _completed(fields: Columns) -> Demonstration:
-    made = _demonstration(fields.prompt(), fields.completion())
-    return replace(made, annotator=fields.optional_text("annotator") or None)
+def _completed(columns: Columns) -> Demonstration:
+    made = _demonstration(columns.prompt(), columns.completion())
+    return replace(made, annotator=columns.optional_text("annotator") or None)
 
 
 def _prompt(prompt: str | Turns) -> Prompt:
     return Prompt(prompt=usable_prompt(prompt))
 
 
-def _group(fields: Columns) -> Ranking:
+def _group(columns: Columns) -> Ranking:
     """A ranking of K completions. An empty one stays: a policy may answer nothing, and be ranked for it."""
-    fields.refuse_nulls("ranks", "comparisons")
+    columns.refuse_nulls("ranks", "comparisons")
     ranking = Ranking(
-        prompt=fields.prompt(),
-        completions=fields.completions(),
-        ranks=fields.ranks(),
-        comparisons=fields.comparisons(),
-        annotator=fields.optional_text("annotator") or None,
+        prompt=columns.prompt(),
+        completions=columns.completions(),
+        ranks=columns.ranks(),
+        comparisons=columns.comparisons(),
+        annotator=columns.optional_text("annotator") or None,
     )
     if len(set(ranking.completions)) == 1:
         raise UnusableRowError("completions identical")
     return ranking
 
 
-def _pair(fields: Columns) -> Ranking:
-    split = fields.continued_prompt if "prompt" in fields.values else fields.conversation
+def _pair(columns: Columns) -> Ranking:
+    split = columns.continued_prompt if "prompt" in columns.values else columns.conversation
     (prompt, chosen), (other_prompt, rejected) = split("chosen"), split("rejected")
-    probability = fields.probability()
-    annotator = fields.optional_text("annotator") or None
+    probability = columns.probability()
+    annotator = columns.optional_text("annotator") or None
     if prompt != other_prompt:
         raise UnusableRowError("prompts differ")
     prompt, completions = usable_prompt(prompt), (usable_completion(chosen), usable_completion(rejected))
@@ -90,14 +90,18 @@ def _pair(fields: Columns) -> Ranking:
 
 DEMONSTRATIONS: tuple[Schema[Demonstration], ...] = (
     Schema(("prompt", "completion"), _completed, ("annotator",)),
-    Schema(("messages",), lambda f: _demonstration(*f.conversation("messages"))),
-    Schema(("question", "answer"), lambda f: _demonstration(_question(f), f.text("answer"))),
+    Schema(("messages",), lambda columns: _demonstration(*columns.conversation("messages"))),
     Schema(
-        ("instruction", "output"), lambda f: _demonstration(_instruction(f), f.text("output")), ("input",)
+        ("question", "answer"), lambda columns: _demonstration(_question(columns), columns.text("answer"))
     ),
-    Schema(("transcript",), lambda f: _demonstration(*f.conversation("transcript"))),
-    Schema(("prompt", "chosen"), lambda f: _demonstration(*f.continued_prompt("chosen"))),
-    Schema(("chosen",), lambda f: _demonstration(*f.conversation("chosen"))),
+    Schema(
+        ("instruction", "output"),
+        lambda columns: _demonstration(_instruction(columns), columns.text("output")),
+        ("input",),
+    ),
+    Schema(("transcript",), lambda columns: _demonstration(*columns.conversation("transcript"))),
+    Schema(("prompt", "chosen"), lambda columns: _demonstration(*columns.continued_prompt("chosen"))),
+    Schema(("chosen",), lambda columns: _demonstration(*columns.conversation("chosen"))),
 )
 
 RANKINGS: tuple[Schema[Ranking], ...] = (
@@ -107,30 +111,30 @@ RANKINGS: tuple[Schema[Ranking], ...] = (
 )
 
 PROMPTS: tuple[Schema[Prompt], ...] = (
-    Schema(("prompt",), lambda f: _prompt(f.prompt())),
-    Schema(("messages",), lambda f: _prompt(f.open_conversation("messages"))),
-    Schema(("question",), lambda f: _prompt(_question(f))),
-    Schema(("instruction",), lambda f: _prompt(_instruction(f)), ("input",)),
-    Schema(("transcript",), lambda f: _prompt(f.open_conversation("transcript"))),
-    Schema(("chosen",), lambda f: _prompt(f.open_conversation("chosen"))),
+    Schema(("prompt",), lambda columns: _prompt(columns.prompt())),
+    Schema(("messages",), lambda columns: _prompt(columns.open_conversation("messages"))),
+    Schema(("question",), lambda columns: _prompt(_question(columns))),
+    Schema(("instruction",), lambda columns: _prompt(_instruction(columns)), ("input",)),
+    Schema(("transcript",), lambda columns: _prompt(columns.open_conversation("transcript"))),
+    Schema(("chosen",), lambda columns: _prompt(columns.open_conversation("chosen"))),
 )
 
 
-class Plan(Generic[R]):
-    """How the rows of one source become records: its settings, checked, and the shapes they leave possible.
+class RowConverter(Generic[R]):
+    """How the rows of one source become records: its settings, checked, and the schemas they leave possible.
 
     `columnar` says that the source keeps one type per column (CSV, Parquet, a hub data set): lists may then
     be JSON text, and ranks may be numbers written as text, since "F" would not fit among integers.
 
     Raises:
-        UserError: a field that no shape has, fields that belong to different shapes, a malformed template.
+        UserError: a field that no schema has, fields that belong to different schemas, a malformed template.
     """
 
     def __init__(self, schemas: Sequence[Schema[R]], settings: SourceSettings, *, columnar: bool) -> None:
         self._columns, self._columnar = settings.columns, columnar
         self._as_messages = settings.transcripts == "messages"
         self._templates = {field: _parse_template(field, text) for field, text in settings.templates.items()}
-        self._shapes: list[Schema[R]] = _possible_schemas(schemas, settings)
+        self._schemas: list[Schema[R]] = _possible_schemas(schemas, settings)
 
     def record(self, row: Row) -> R:
         """The record that `row` holds.
@@ -140,13 +144,13 @@ class Plan(Generic[R]):
             UnusableRowError: it is well-formed and gives no record.
         """
         values = self._values(row)
-        for shape in self._shapes:
-            if all(name in values for name in shape.needs):
-                names = (*shape.needs, *shape.may)
+        for schema in self._schemas:
+            if all(name in values for name in schema.needs):
+                names = (*schema.needs, *schema.may)
                 nulls = frozenset(name for name in names if name in row and row[name] is None)
                 found = {name: values[name] for name in names if name in values}
-                return shape.build(Columns(found, self._as_messages, nulls))
-        raise _no_schema(self._shapes, row, values)
+                return schema.build(Columns(found, self._as_messages, nulls))
+        raise _no_schema(self._schemas, row, values)
 
     def _values(self, row: Row) -> dict[str, Any]:
         """The row's columns and, over them, what `columns` and `templates` name; without null values."""
@@ -165,7 +169,7 @@ class Plan(Generic[R]):
 
 def _possible_schemas(schemas: Sequence[Schema[R]], settings: SourceSettings) -> list[Schema[R]]:
     given = [*settings.columns, *settings.templates]
-    known = sorted({name for shape in schemas for name in (*shape.needs, *shape.may)})
+    known = sorted({name for schema in schemas for name in (*schema.needs, *schema.may)})
     for field in given:
         if field not in known:
             close = difflib.get_close_matches(field, known, n=1)
@@ -173,7 +177,7 @@ def _possible_schemas(schemas: Sequence[Schema[R]], settings: SourceSettings) ->
             raise UserError(f"`{field}` under `columns` or `templates` is not a field", fix=fix)
         if field in settings.columns and field in settings.templates:
             raise UserError(f"`{field}` is under both `columns` and `templates`", fix="Keep one of the two.")
-    possible = [shape for shape in schemas if set(given) <= {*shape.needs, *shape.may}]
+    possible = [schema for schema in schemas if set(given) <= {*schema.needs, *schema.may}]
     if not possible:
         fix = f"Fields that go together: {_listed(schemas)}."
         raise UserError(f"the fields {', '.join(given)} do not make one record", fix=fix)
@@ -237,26 +241,26 @@ def _parse_cells(values: dict[str, Any]) -> None:
 
 
 def _no_schema(schemas: Sequence[Schema[R]], row: Row, values: Row) -> UserError:
-    def missing(shape: Schema[R]) -> list[str]:
-        return [name for name in shape.needs if name not in values]
+    def missing(schema: Schema[R]) -> list[str]:
+        return [name for name in schema.needs if name not in values]
 
-    def unnamed(shape: Schema[R]) -> int:
-        return sum(name not in row for name in shape.needs)
+    def unnamed(schema: Schema[R]) -> int:
+        return sum(name not in row for name in schema.needs)
 
-    nearest = min(schemas, key=lambda shape: (len(missing(shape)), unnamed(shape), -len(shape.needs)))
+    nearest = min(schemas, key=lambda schema: (len(missing(schema)), unnamed(schema), -len(schema.needs)))
     absent = [f"no `{name}`" for name in missing(nearest) if name not in row]
     present = [name for name in missing(nearest) if name in row]
     empty = [f"`{name}` is {'null' if row[name] is None else 'empty'}" for name in present]
     what = " and ".join([*empty, *([f"the record has {' and '.join(absent)}"] if absent else [])])
     if len(absent) == len(nearest.needs):
-        what = "the record has no known shape"
+        what = "the record has no known schema"
     fill = "Fill it in or remove the record. " if empty else ""
     fix = f"{fill}Needed: {_listed(schemas)}; or name its columns under `columns`. {_it_has(row)}"
     return UserError(what, fix=fix)
 
 
 def _listed(schemas: Sequence[Schema[R]]) -> str:
-    return ", or ".join("+".join(shape.needs) for shape in schemas)
+    return ", or ".join("+".join(schema.needs) for schema in schemas)
 
 
 def _it_has(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""Sources → records: reading, mixing by weight, splitting by prompt, with an account of every row.
+"""Sources → records: reading, mixing by weight, splitting by prompt, with a count of every row.
 
 A source is a .jsonl, .json, .csv or .parquet file (`rlhf.data.readers`), or a data set on the Hugging Face
 hub; `rlhf.data.schemas` knows how a row becomes a record.
@@ -15,7 +15,7 @@ from rlhf.data.columns import UnusableRowError, kind
 from rlhf.data.counts import READ, RecordCounts
 from rlhf.data.readers import COLUMNAR, file_rows, hub_rows, local_file, parse_json
 from rlhf.data.records import Demonstration, Prompt, Ranking, prompt_key
-from rlhf.data.schemas import DEMONSTRATIONS, PROMPTS, RANKINGS, Plan, Row, Schema
+from rlhf.data.schemas import DEMONSTRATIONS, PROMPTS, RANKINGS, Row, RowConverter, Schema
 from rlhf.errors import UserError
 from rlhf.runs.files import sha256_file
 from rlhf.settings.groups import SourceSettings
@@ -71,7 +71,7 @@ def read_prompts(
 def source_fingerprints(name: str, sources: Sequence[SourceSettings], *, run_folder: Path) -> dict[str, str]:
     """What identifies the data: `<name>.<i>` → SHA-256 of a local file, or "hub:<id>@<revision>".
 
-    Where a file lies is no part of it: moved data are the same data. Needs no network.
+    Where a file is stored is no part of it: moved data are the same data. Needs no network.
 
     Raises:
         UserError: a local file is missing, or is of an unknown format.
@@ -91,10 +91,10 @@ def split_by_prompt(records: Sequence[R], *, fraction: float, seed: int) -> tupl
 
     A prompt's side is decided by SHA-256 of the seed and the prompt alone, so it is the same in every stage,
     source and order. With `fraction` > 0 and two prompts or more, neither side is empty: if all fall on one
-    side, the one nearest to the border crosses over.
+    side, the one nearest to the border is moved.
     """
     if not 0.0 <= fraction < 1.0:
-        raise ValueError(f"the held-out fraction must lie in [0, 1), not {fraction}")
+        raise ValueError(f"the held-out fraction must be in [0, 1), not {fraction}")
     place = {
         key: _unit_interval(f"{seed}|{key}") for key in {prompt_key(record.prompt) for record in records}
     }
@@ -140,7 +140,7 @@ def _read_one(
     name = source.path if path is None else str(path)
     columnar = path is None or path.suffix.lower() in COLUMNAR
     try:
-        plan = Plan(schemas, source, columnar=columnar)
+        converter = RowConverter(schemas, source, columnar=columnar)
     except UserError as error:
         raise error.at(f"source {name}") from None
     kept: list[R] = []
@@ -151,7 +151,7 @@ def _read_one(
             own.add(_label(source), BEYOND_LIMIT)
             continue
         try:
-            kept.append(replace(plan.record(_row(raw)), where=f"{name}, {where}"))
+            kept.append(replace(converter.record(_row(raw)), where=f"{name}, {where}"))
         except UnusableRowError as unusable:
             own.add(_label(source), unusable.reason)
         except UserError as error:

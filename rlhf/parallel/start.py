@@ -18,10 +18,10 @@ def start_process(
 ) -> World:
     """Set the thread count, choose the device that `run` asks for, and join the other ranks.
 
-    `max_grad_norm` and `precision` are the recipe's, and what the launcher was told must not contradict them.
+    `max_grad_norm` and `precision` are the recipe's, and the launcher's settings must not contradict them.
 
     Raises:
-        UserError: the device does not exist here, or the launcher was told something else.
+        UserError: the device does not exist here, or the launcher's settings are others.
     """
     ranks = world()
     ranks.gather_weights = run.gather
@@ -34,7 +34,8 @@ def start_process(
         raise UserError(
             f"{ranks.size} processes without DeepSpeed",
             where="launch",
-            fix="Give ZERO=1, 2 or 3 (make), or an accelerate config of type DEEPSPEED: configs/accelerate/.",
+            fix="Give ZERO=1, 2 or 3 (make), or an accelerate config of type DEEPSPEED "
+            "(configs/accelerate/ of the repository).",
         )
     join_ranks(_device(run.device))
     return ranks
@@ -70,7 +71,7 @@ def _init_process_group(backend: str) -> None:
         if is_rank_failure(error):
             raise
         raise UserError(
-            f"the processes cannot talk to each other ({str(error).splitlines()[-1]})",
+            f"the processes cannot connect to each other ({str(error).splitlines()[-1]})",
             where="launch",
             fix=f"Name a network interface that there is: {backend.upper()}_SOCKET_IFNAME, or unset it.",
         ) from None

@@ -1,4 +1,4 @@
-"""Complete training state on disk, written beside the old one, checked, and restored to the bit.
+"""Complete training state on disk, written next to the old one, checked, and restored bitwise.
 
     <stage>/checkpoints/step-000012/
         tensors.safetensors     every tensor under its name
@@ -49,7 +49,7 @@ class Checkpoint:
 
     @staticmethod
     def of(step: int, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> "Checkpoint":
-        """A copy in memory, which stays as it is while training goes on."""
+        """A copy in memory, which stays as it is while training continues."""
         return Checkpoint(
             step, {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}, {**state}
         )
@@ -61,6 +61,7 @@ class Best:
 
     step: int | None = None
     figure: float | None = None
+    """A metric of which more is better. The name is a key in checkpoints, too."""
 
     def offer(self, step: int, figure: float) -> bool:
         """Whether `figure`, of which more is better, is the best so far; the first of equals is."""
@@ -82,7 +83,7 @@ def save(
     """Write the checkpoint of `step` into the stage folder `folder`.
 
     All others are deleted but the newest `keep` and that of step `best`. Those of later steps go too: they
-    are damaged, or of a course that is being trained anew. Tensors may share memory (those that are the same
+    are damaged, or of training that is being done again. Tensors may share memory (those that are the same
     are stored once) and may be of any dtype, shape and device. `state` comes back as JSON gives it: tuples as
     lists, keys as strings; infinities and NaN survive. A preemption waits until the checkpoint is written.
 
@@ -165,8 +166,8 @@ def restore_optimizer(
 ) -> None:
     """Put back what `optimizer_tensors` gave; parameters are found by name, whatever their order.
 
-    Each state tensor comes to its parameter's device in its own dtype, and `step` to where it was (the CPU,
-    unless the optimizer is fused or capturable).
+    Each state tensor is moved to its parameter's device in its own dtype, and `step` to where it was (the
+    CPU, unless the optimizer is fused or capturable).
     """
     stored = _json_value(tensors[_GROUPS])
     names = {id(parameter): name for name, parameter in parameters.items()}
@@ -211,7 +212,7 @@ def rng_tensors() -> dict[str, Tensor]:
 
 
 def restore_rng(tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `rng_tensors` gave; generators of devices that are not here are passed over."""
+    """Put back what `rng_tensors` gave; generators of devices that are not here are skipped."""
     torch.set_rng_state(tensors[f"{_RNG}.torch"].clone())
     others = _json_value(tensors[f"{_RNG}.others"])
     version, internal, gauss = others["python"]
@@ -284,9 +285,9 @@ def _steps(root: Path) -> dict[int, Path]:
 
 def _discard(path: Path) -> None:
     """Delete a checkpoint so that no half of it is ever taken for a whole one."""
-    doomed = path.with_name(path.name + PARTIAL)
-    path.rename(doomed)
-    remove(doomed)
+    to_delete = path.with_name(path.name + PARTIAL)
+    path.rename(to_delete)
+    remove(to_delete)
 
 
 def _clear_leftovers(root: Path) -> None:

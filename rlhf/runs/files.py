@@ -33,7 +33,7 @@ def sha256_file(path: Path) -> str:
 
 
 def tree_hash(folder: Path) -> str:
-    """One SHA-256 over the names and contents of all files under `folder`, wherever it lies."""
+    """One SHA-256 over the names and contents of all files under `folder`, wherever it is stored."""
     return names_hash(
         {path.relative_to(folder).as_posix(): sha256_file(path) for path in files_under(folder)}
     )
@@ -114,8 +114,8 @@ def storing(where: Path) -> Iterator[None]:
         raise UserError(
             f"cannot store the results ({os.strerror(number)})",
             where=str(where),
-            fix="Make room or mend the permissions, then run the same command again: "
-            "it goes on from the last checkpoint.",
+            fix="Make room or correct the permissions, then run the same command again: "
+            "it resumes from the last checkpoint.",
         ) from error
 
 

@@ -41,21 +41,21 @@ class Locks:
         self._take(descriptor, folder, fcntl.LOCK_EX, does)
 
     def read(self, folder: Path, *, reader: str) -> None:
-        """Keep the finished stage in `folder` from being made anew while the stage `reader` works with it.
+        """Keep the finished stage in `folder` from being made again while the stage `reader` works with it.
 
         Raises:
-            UserError: it is being made anew.
+            UserError: it is being made again.
         """
         try:
             descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             if error.errno in _UNWRITABLE:
-                return  # whoever cannot write there cannot make it anew either
+                return  # whoever cannot write there cannot make it again either
             raise no_folder(folder, error) from None
         self._take(descriptor, folder, fcntl.LOCK_SH, f"is running `{reader}` on what this stage has made")
 
     def close(self) -> None:
-        """Let go of all folders."""
+        """Unlock all folders."""
         while self._descriptors:
             os.close(self._descriptors.pop())
 
@@ -65,10 +65,10 @@ class Locks:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} {does}".encode(), 0)
         except BlockingIOError:
-            said = os.pread(descriptor, 300, 0).decode(errors="replace")
+            holder = os.pread(descriptor, 300, 0).decode(errors="replace")
             os.close(descriptor)
             raise UserError(
-                said or "another process is running this stage",
+                holder or "another process is running this stage",
                 where=str(folder),
                 fix="Wait until it ends, or work in another folder (a stage: `run.name=...`).",
             ) from None
@@ -83,5 +83,5 @@ def no_folder(folder: Path, error: OSError) -> UserError:
     return UserError(
         f"cannot use this folder ({error.strerror})",
         where=str(folder),
-        fix="Put runs elsewhere (`run.folder=...`), use another run name (`run.name=...`), or mend it.",
+        fix="Put runs elsewhere (`run.folder=...`), use another run name (`run.name=...`), or correct it.",
     )

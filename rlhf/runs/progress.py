@@ -76,7 +76,7 @@ class Progress(Generic[T]):
             self._say(f"{_duration(now - self._started)} so far{left}")
 
     def note(self, **metrics: Any) -> None:
-        """Show figures behind the bar, on a terminal only."""
+        """Show metrics behind the bar, on a terminal only."""
         self._bar.set_postfix(metrics, refresh=False)
 
     def _say(self, text: str) -> None:
@@ -102,9 +102,9 @@ def progress(items: Iterable[Any] | int, desc: str, *, total: int | None = None)
 def print_result(
     title: str, rows: Sequence[tuple[str, str]], next_command: str | None = None, *, width: int = _WIDTH
 ) -> None:
-    """Print what came out of a stage and where it lies, at most `width` columns wide, and the next command.
+    """Print what came out of a stage, at most `width` columns wide, and the next command.
 
-    The command stands on a line of its own that is never broken, so that it can be copied.
+    The command is on a line of its own, which is never broken, so that it can be copied.
     """
     console = Console(highlight=False)
     console.width = min(console.width, width)

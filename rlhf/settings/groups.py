@@ -29,7 +29,7 @@ def setting(default: Any = ..., *, semantic: bool = True, **constraints: Any) ->
 
 
 class RunSettings(Settings):
-    """Where a run lies and what makes it repeatable."""
+    """Where a run is stored and what makes it repeatable."""
 
     name: str = setting("run", semantic=False, pattern=NAME_PATTERN)
     """The run's name: its folder is `<folder>/<name>`."""
@@ -49,7 +49,7 @@ class RunSettings(Settings):
 
 
 class TrackingSettings(Settings):
-    """Where metrics go beside `metrics.jsonl`."""
+    """Where metrics go in addition to `metrics.jsonl`."""
 
     wandb: Literal["auto", "online", "offline", "off"] = setting("auto", semantic=False)
     """`auto`: online when logged in to W&B, otherwise offline."""
@@ -124,7 +124,7 @@ class LoraSettings(Settings):
     target_modules: str | list[str] = "all-linear"
     """Module names, or `all-linear` for every linear layer except the head."""
     top_layers: int | None = setting(None, ge=1)
-    """Only the topmost so many decoder layers get an adapter; unset means all. What lies below them is then
+    """Only the topmost so many decoder layers get an adapter; unset means all. What is below them is then
     the same for every role, runs once for a sequence, and is never trained through: set it alike in
     `reward.lora` and `ppo.lora`."""
 
@@ -163,7 +163,7 @@ class SourceSettings(Settings):
     revision: str | None = None
     """Branch, tag or commit of a hub data set."""
     columns: dict[str, str] = {}
-    """Our field → the source's column: `{prompt: question, completion: answer}`; unset detects the shape."""
+    """Our field → the source's column: `{prompt: question, completion: answer}`; unset detects the schema."""
     templates: dict[str, str] = {}
     """Our field → text with `{column}` place-holders: `{prompt: "Question: {question}\\nAnswer:"}`."""
     transcripts: Literal["text", "messages"] = "text"

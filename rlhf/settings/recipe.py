@@ -44,7 +44,7 @@ class Recipe:
             raise UserError(
                 f"the recipe has no `{stage}` section",
                 where=str(self.path),
-                fix=f"Add `{stage}:` to it, or choose a recipe that has it (see configs/).",
+                fix=f"Add `{stage}:` to it, or choose a recipe that has it (see configs/ of the repository).",
             )
         return self.sections[stage]
 

@@ -1,6 +1,6 @@
 """What is wrong with a setting, in our own words: what was given, what is accepted, and what to do.
 
-`rlhf.settings.recipe` finds out where a mistake lies; here is what it is called.
+`rlhf.settings.recipe` finds out where a mistake is; here is what it is called.
 """
 
 import difflib
@@ -111,5 +111,5 @@ def _is_number(text: str) -> bool:
 
 
 def _sentence(field: FieldInfo | None) -> str:
-    """What the setting is for, to stand behind other sentences."""
+    """What the setting is for, to follow other sentences."""
     return f" What it is: {field.description}" if field is not None and field.description else ""

@@ -56,15 +56,15 @@ def read_yaml(path: Path, what: str = "the recipe") -> tuple[dict[str, Any], dic
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(
-            f"not valid YAML: {error.problem}", where=f"{path}, line {line}", fix="Mend that line."
+            f"not valid YAML: {error.problem}", where=f"{path}, line {line}", fix="Correct that line."
         ) from None
     except yaml.YAMLError as error:
-        raise UserError(f"not valid YAML: {error}", where=str(path), fix="Mend the file.") from None
+        raise UserError(f"not valid YAML: {error}", where=str(path), fix="Correct the file.") from None
     if node is None or not isinstance(values, dict):
         raise UserError(
             f"a {what.removeprefix('the ')} is a YAML mapping of sections",
             where=str(path),
-            fix="See configs/tiny/recipe.yaml, and configs/constitutions/ for constitutions.",
+            fix="The repository has examples: configs/tiny/recipe.yaml, and configs/constitutions/.",
         )
     lines: dict[Key, int] = {}
     try:
@@ -81,7 +81,7 @@ def _collect_lines(node: yaml.Node, key: Key, path: Path, lines: dict[Key, int])
             at, line = (*key, name.value), name.start_mark.line + 1
             if at in lines:
                 raise UserError(
-                    f"`{dotted(at)}` stands twice, first in line {lines[at]}",
+                    f"`{dotted(at)}` is there twice, first in line {lines[at]}",
                     where=f"{path}, line {line}",
                     fix="Keep one of them.",
                 )

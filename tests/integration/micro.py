@@ -57,7 +57,7 @@ def copy_stages(run: Path, to: Path, stages: Sequence[str] = ("sft", "reward")) 
 
 
 def assert_same_results(one: Path, other: Path, stage: str) -> None:
-    """The runs have the same weights, metrics and final figures, to the bit, times aside."""
+    """The runs have the same weights, metrics and final metrics, bitwise, times aside."""
     weights = [load_file(run / stage / MODEL[stage]) for run in (one, other)]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
     rows = [

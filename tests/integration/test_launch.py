@@ -127,7 +127,7 @@ def test_what_all_ranks_refuse_is_said_once_and_before_anything_loads(root: Path
     make = make_run(root, runs, "refused", "ppo", "GPUS=2", "ZERO=3", settings="model.precision=nf4")
     output, _ = make.communicate(timeout=HANG_SECONDS)
     assert make.returncode == 2
-    assert output.count("an nf4 base cannot be cut over ranks") == 1
+    assert output.count("an nf4 base cannot be sharded over ranks") == 1
     assert not re.search("rank 1|Traceback|Loading", output)
     assert not (runs / "refused" / "ppo" / "config.yaml").exists()
 

@@ -241,7 +241,7 @@ def test_the_sft_models_own_samples_have_mean_0_and_variance_1(tmp_path: Path) -
         backbone, prompts, role=REFERENCE, settings=settings.sampling, keys=keys, seed=1
     )  # others than those that set the scale: their mean is 0 up to its standard error
     with torch.no_grad():
-        scores = model.normalized(rollouts.batch().tokens)
+        scores = model.normalized(model.raw(rollouts.batch().tokens))
     errors = [float(found.std()) / len(found) ** 0.5 for found in (scores, normalized)]
     assert abs(float(scores.mean())) < 4 * sum(errors)
 

@@ -1,4 +1,4 @@
-"""What accelerate and DeepSpeed are told, and how they begin: what either would choose by itself is said."""
+"""DeepSpeed's settings, and how it begins: what it or accelerate would choose by itself is set here."""
 
 import contextlib
 import logging
@@ -19,7 +19,7 @@ LARGEST_BUCKET = 500_000_000
 
 
 def check_launch(stage: int, *, max_grad_norm: float | None, precision: Precision) -> None:
-    """Refuse what the launcher was told and DeepSpeed would follow in silence, against the recipe.
+    """Refuse settings of the launcher that DeepSpeed would follow in silence, against the recipe.
 
     Raises:
         UserError: another clipping, accumulation or precision than the recipe's; a quantized base and ZeRO-3.
@@ -28,21 +28,21 @@ def check_launch(stage: int, *, max_grad_norm: float | None, precision: Precisio
         raise UserError(f"ZeRO stage {stage}", where="accelerate config", fix="Use 1, 2 or 3.")
     if stage == 3 and precision in ("int8", "nf4"):
         raise UserError(
-            f"an {precision} base cannot be cut over ranks: packed weights and their scales belong together",
+            f"an {precision} base cannot be sharded over ranks: packed weights and scales belong together",
             where=f"model.precision={precision}, ZERO=3",
             fix="Use ZERO=2 (every rank holds the quantized base), or model.precision=bf16 with ZERO=3.",
         )
-    told = os.environ.get
-    clipping = told("ACCELERATE_GRADIENT_CLIPPING", "auto")
+    launched_with = os.environ.get
+    clipping = launched_with("ACCELERATE_GRADIENT_CLIPPING", "auto")
     for name, value, wanted in (
         ("gradient_clipping", clipping, ["auto", "none"]),
         (
             "gradient_accumulation_steps",
-            told("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto"),
+            launched_with("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "auto"),
             ["auto", "1"],
         ),
-        ("mixed_precision", told("ACCELERATE_MIXED_PRECISION", "no"), ["no"]),
-        ("deepspeed_config_file", told("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none"), ["none"]),
+        ("mixed_precision", launched_with("ACCELERATE_MIXED_PRECISION", "no"), ["no"]),
+        ("deepspeed_config_file", launched_with("ACCELERATE_DEEPSPEED_CONFIG_FILE", "none"), ["none"]),
     ):
         is_same_norm = name == "gradient_clipping" and _is_number(value, max_grad_norm)
         if value.lower() not in wanted and not is_same_norm:
@@ -50,7 +50,7 @@ def check_launch(stage: int, *, max_grad_norm: float | None, precision: Precisio
                 f"the launcher says `{name}: {value}`, and that is for the recipe to say",
                 where="accelerate config",
                 fix=f"Leave `{name}` out of it. The recipe has max_grad_norm, batch_size, micro_batch_* and "
-                "model.precision; configs/accelerate/ has files that agree.",
+                "model.precision; configs/accelerate/ of the repository has files that agree.",
             )
 
 
@@ -62,8 +62,8 @@ def _is_number(text: str, number: float | None) -> bool:
 
 
 def start_deepspeed(device: torch.device) -> None:
-    """Let accelerate and DeepSpeed take over the process group that there is."""
-    # accelerate refuses its own config's settings beside ours for DeepSpeed, which hold them.
+    """Let accelerate and DeepSpeed use the process group that there is."""
+    # accelerate refuses its own config's settings in addition to ours for DeepSpeed, which hold them.
     os.environ.pop("ACCELERATE_CONFIG_DS_FIELDS", None)
     warnings.filterwarnings(
         "ignore", message=r".*torch\.distributed\.\w+_tensor.* is deprecated", category=FutureWarning
@@ -88,7 +88,7 @@ def deepspeed_settings(
     max_grad_norm: float,
     **more: Any,
 ) -> dict[str, Any]:
-    """DeepSpeed's settings: all that it, accelerate or a `Trainer` would choose by itself is said here.
+    """DeepSpeed's settings: all that it, accelerate or a `Trainer` would choose by itself is set here.
 
     `num_trained` parameters are trained, about; `more` are settings of ZeRO.
     """
@@ -102,8 +102,8 @@ def deepspeed_settings(
         "fp16": {"enabled": False},
         "zero_optimization": {
             "stage": world().zero,
-            "offload_optimizer": {"device": _told_offload("OPTIMIZER")},
-            "offload_param": {"device": _told_offload("PARAM")},
+            "offload_optimizer": {"device": _offload_device("OPTIMIZER")},
+            "offload_param": {"device": _offload_device("PARAM")},
             "stage3_allgather_sequential": _one_by_one(),
             # Memory that it takes at once, however few gradients there are.
             "reduce_bucket_size": min(num_trained, LARGEST_BUCKET),
@@ -112,7 +112,7 @@ def deepspeed_settings(
     }
 
 
-def _told_offload(what: str) -> str:
+def _offload_device(what: str) -> str:
     """Where the launcher wants the optimizer's state or the parameters: `cpu` or `none`."""
     return os.environ.get(f"ACCELERATE_DEEPSPEED_OFFLOAD_{what}_DEVICE", "none")
 
@@ -127,12 +127,12 @@ def _one_by_one() -> bool:
 
 
 def loading_settings(precision: Precision) -> dict[str, Any]:
-    """With which transformers makes and loads models in parts, of the type that `precision` names."""
+    """For transformers: models are made and loaded in parts, of the type that `precision` names."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "zero_optimization": {
             "stage": 3,
-            "offload_param": {"device": _told_offload("PARAM")},
+            "offload_param": {"device": _offload_device("PARAM")},
             "stage3_allgather_sequential": _one_by_one(),
         },
         # Says what type the parts have; without it they would be fp32 whatever is loaded.

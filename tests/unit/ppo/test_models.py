@@ -66,7 +66,8 @@ def test_the_value_starts_as_the_reward_in_its_new_normalization(tmp_path: Path)
     with torch.no_grad():
         with backbone.role(VALUE):
             value = backbone.scalar(VALUE, backbone.hidden(ids)[:, -1])
-        torch.testing.assert_close(value, reward.model.normalized(TokenBatch(ids)), atol=1e-5, rtol=1e-5)
+        normalized = reward.model.normalized(reward.model.raw(TokenBatch(ids)))
+        torch.testing.assert_close(value, normalized, atol=1e-5, rtol=1e-5)
 
 
 def test_samples_that_all_score_alike_have_std_1() -> None:

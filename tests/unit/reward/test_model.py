@@ -49,7 +49,7 @@ def test_what_is_loaded_scores_as_what_was_published(tmp_path: Path) -> None:
     batch = TokenBatch.of(SEQUENCES, 0, "cpu")
     with torch.no_grad():
         raw = model.raw(batch)
-        torch.testing.assert_close(model.normalized(batch), (raw - 0.5) / 2.0)
+        torch.testing.assert_close(model.normalized(raw), (raw - 0.5) / 2.0)
     torch.testing.assert_close(raw, score_sequences(backbone, SEQUENCES, max_tokens=10**6))
     assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
 

@@ -25,8 +25,8 @@ from rlhf.settings.groups import SourceSettings
 REPOSITORY = Path(__file__).parents[4]
 HH = REPOSITORY.parent / "shared/data/hh-harmless/pairs.jsonl"
 GSM8K = REPOSITORY.parent / "shared/data/gsm8k/demonstrations.jsonl"
-needs_hh = pytest.mark.skipif(not HH.is_file(), reason="the HH-RLHF file is not beside the repository")
-needs_gsm8k = pytest.mark.skipif(not GSM8K.is_file(), reason="the GSM8K file is not beside the repository")
+needs_hh = pytest.mark.skipif(not HH.is_file(), reason="the HH-RLHF file is not next to the repository")
+needs_gsm8k = pytest.mark.skipif(not GSM8K.is_file(), reason="the GSM8K file is not next to the repository")
 
 Read = Callable[..., tuple[list[Any], RecordCounts]]
 DEMONSTRATION, RANKING, PROMPT = read_demonstrations, read_rankings, read_prompts
@@ -347,7 +347,7 @@ GOOD = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}
             {"messages": [message("user", None)]},
             "`content` of message 1 of `messages` is null",
         ),
-        (DEMONSTRATION, {"text": "p"}, "the record has no known shape"),
+        (DEMONSTRATION, {"text": "p"}, "the record has no known schema"),
         (DEMONSTRATION, {"prompt": 5, "completion": "c"}, "`prompt` is a number, not text or messages"),
         (DEMONSTRATION, {"prompt": "p", "completion": {"a": 1}}, "`completion` is an object, not text"),
         (DEMONSTRATION, {"prompt": "\ud800", "completion": "c"}, "`prompt` holds a lone surrogate"),
@@ -360,7 +360,7 @@ GOOD = {"prompt": "p", "completions": ["a", "b"], "ranks": [1, 2]}
             {"messages": [message("user", "Hi"), {"role": 3, "content": ""}]},
             "`role` of message 2 of `messages`",
         ),
-        (PROMPT, {"answer": "So."}, "the record has no known shape"),
+        (PROMPT, {"answer": "So."}, "the record has no known schema"),
         (PROMPT, ["p"], "the record is a list, not an object"),
         (PROMPT, "p", "the record is text, not an object"),
         (PROMPT, None, "the record is null, not an object"),
@@ -530,7 +530,7 @@ def parquet(path: Path, columns: dict[str, list[Any]]) -> str:
     return str(path)
 
 
-def test_parquet_is_read_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_parquet_is_read_and_leaves_nothing_next_to_it(tmp_path: Path) -> None:
     columns: dict[str, list[Any]] = {
         "prompt": [TALK_MESSAGES, TALK_MESSAGES],
         "completions": [["a", "b"], ["c", "d"]],
@@ -607,7 +607,7 @@ def test_a_hub_data_set_is_asked_for_by_id_subset_split_and_revision(monkeypatch
     records, counts = read_with_account(PROMPT, "owner/name", name="subset", split="test", revision="abc")
     assert [record.prompt for record in records] == ["a", "b"]
     assert asked == [(("owner/name", "subset"), {"split": "test", "revision": "abc"})]
-    assert counts.sources == ["owner/name (subset, test)"]
+    assert [*counts.to_json()["sources"]] == ["owner/name (subset, test)"]
     assert datasets.are_progress_bars_disabled() != shown_before
 
 
@@ -623,7 +623,7 @@ def test_the_run_folder_is_put_into_paths(tmp_path: Path) -> None:
     source = SourceSettings(path="{run}/data.jsonl")
     records, counts = read_prompts([source], seed=0, run_folder=tmp_path)
     assert len(records) == 1
-    assert counts.sources == ["{run}/data.jsonl"]
+    assert [*counts.to_json()["sources"]] == ["{run}/data.jsonl"]
 
 
 def test_a_fingerprint_is_the_hash_of_the_file_or_the_revision_of_the_data_set(tmp_path: Path) -> None:

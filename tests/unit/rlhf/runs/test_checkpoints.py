@@ -277,7 +277,7 @@ def test_a_damaged_checkpoint_of_a_later_step_does_not_push_out_a_good_one(tmp_p
     assert found_step(tmp_path) == 6
 
 
-def test_the_best_is_kept_beside_the_newest(tmp_path: Path) -> None:
+def test_the_best_is_kept_with_the_newest(tmp_path: Path) -> None:
     best = Best()
     for step, figure in enumerate([0.1, 0.9, 0.3, float("nan"), 0.9]):
         best.offer(step, figure)

@@ -333,7 +333,7 @@ def test_the_heads_of_a_new_model_divide_its_width(path: Path) -> None:
 def test_a_key_given_twice_is_refused(path: Path) -> None:
     text = RECIPE + "run:\n  seed: 4\n"
     assert complaint(path, text=text) == (
-        "recipe.yaml, line 15: `run` stands twice, first in line 1\n  Keep one of them."
+        "recipe.yaml, line 15: `run` is there twice, first in line 1\n  Keep one of them."
     )
 
 
@@ -404,7 +404,7 @@ def test_the_hash_ignores_the_order_of_keys() -> None:
     )
 
 
-# The resolved configuration beside a stage's output
+# The resolved configuration next to a stage's output
 
 
 def round_trip(recipe: Recipe, folder: Path) -> Recipe:
