@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 Bytes = Counter[str]
 """Row of the table → bytes."""
@@ -35,7 +34,7 @@ class Ledger(TorchDispatchMode):
         self._section, self._row = "", ACTIVATIONS
         self._rows: dict[int, str] = {}
         self._owned = [tensor.untyped_storage() for tensor in owned]
-        self._known = {storage._cdata for storage in self._owned}
+        self._known = {_address(storage) for storage in self._owned}
         self._watched: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._hooks = contextlib.ExitStack()
 
@@ -43,9 +42,8 @@ class Ledger(TorchDispatchMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor):
-                self._enter(tensor.untyped_storage())
+        for tensor in _tensors(output):
+            self._enter(tensor.untyped_storage())
         return output
 
     def __exit__(self, *details: Any) -> None:
@@ -67,7 +65,7 @@ class Ledger(TorchDispatchMode):
 
     def rebook(self, tensor: Tensor, row: str) -> None:
         """`tensor`, which has appeared already, belongs to `row`."""
-        key = tensor.untyped_storage()._cdata
+        key = _address(tensor.untyped_storage())
         if key in self._watched and self._rows[key] != row:
             size = tensor.untyped_storage().nbytes()
             self.alive[self._rows[key]] -= size
@@ -87,7 +85,8 @@ class Ledger(TorchDispatchMode):
             self._hooks.callback(handle.remove)
 
     def _enter(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
+        key = _address(storage)
+        size = storage.nbytes()
         if key in self._known or key in self._watched:
             return
         self._rows[key] = self._row
@@ -100,6 +99,21 @@ class Ledger(TorchDispatchMode):
     def _leave(self, key: int, size: int) -> None:
         self.alive[self._rows.pop(key)] -= size
         del self._watched[key]
+
+
+def _address(storage: torch.UntypedStorage) -> int:
+    """What tells a storage apart: it has no data whose address could, and its Python object's id changes."""
+    address: int = storage._cdata
+    return address
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """The tensors among what an operation returns: one, or several in a list or tuple."""
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, list | tuple):
+        for each in output:
+            yield from _tensors(each)
 
 
 def extrapolated(shallow: Profile, deep: Profile, *, depths: tuple[int, int], depth: int) -> Profile:

@@ -33,7 +33,7 @@ class Devices:
 
 @dataclass(frozen=True)
 class Resident:
-    """What lies in memory through all phases of a stage."""
+    """What stays in memory through all phases of a stage."""
 
     weights: int
     largest_part: int
@@ -90,7 +90,7 @@ class StagePlan:
 def phase(
     name: str, resident: Resident, profile: Profile, devices: Devices, *, extra: Bytes | None = None
 ) -> Phase:
-    """The highest sum of what is resident and what any section of `profile` needs beside it."""
+    """The highest sum of what is resident and what any section of `profile` needs on top of it."""
     always = resident.bytes(devices) + Counter(extra or {})
     needs: list[Bytes] = []
     for section in profile.values():

@@ -1,4 +1,4 @@
-"""The phases of every stage: which pieces run, on how much data, beside what."""
+"""The phases of every stage: which pieces run, on how much data, on top of what."""
 
 import functools
 import math
@@ -52,7 +52,7 @@ class Request:
         return (f"{stage}.length.max_tokens is unset: planned for sequences of {tokens} (or give TOKENS=)",)
 
     def prompt_tokens(self, stage: str, tokens: int, settings: SamplingSettings) -> int:
-        """Room for a prompt beside the longest response.
+        """Room for a prompt before the longest response.
 
         Raises:
             UserError: there is none.

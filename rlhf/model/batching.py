@@ -48,12 +48,13 @@ def pad(
     sequences: Sequence[Sequence[int]], pad_id: int, device: torch.device | str, *, left: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Token ids (B, L) with `pad_id` over padding, on the right or the left, and the mask of real tokens."""
-    lengths_B = torch.tensor([len(ids) for ids in sequences])
-    mask_BL = torch.arange(int(lengths_B.max())) < lengths_B[:, None]
+    # No value of a tensor is read, and no shape depends on one: the memory planner's tensors have none.
+    lengths = [len(ids) for ids in sequences]
+    mask_BL = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
     if left:
         mask_BL = mask_BL.flip(1)
-    ids_BL = torch.full(mask_BL.shape, pad_id, dtype=torch.long)
-    ids_BL[mask_BL] = torch.tensor([token for ids in sequences for token in ids], dtype=torch.long)
+    tokens = torch.tensor([token for ids in sequences for token in ids], dtype=torch.long)
+    ids_BL = torch.full(mask_BL.shape, pad_id, dtype=torch.long).masked_scatter_(mask_BL, tokens)
     return ids_BL.to(device), mask_BL.to(device)
 
 
