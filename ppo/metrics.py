@@ -36,9 +36,14 @@ class IterationTimer:
         return cpu | {"iteration_seconds": time.perf_counter() - self._started}
 
 
-def named(metrics: Mapping[str, float], prefix: str = "ppo/") -> dict[str, float]:
+def named(metrics: Mapping[str, float]) -> dict[str, float]:
     """Metrics under the names that they are logged by."""
-    return {f"{prefix}{name}": value for name, value in metrics.items()}
+    return {f"ppo/{name}": value for name, value in metrics.items()}
+
+
+def named_held_out(evaluation: Evaluation) -> dict[str, float]:
+    """An evaluation's metrics under the names that they are logged by."""
+    return {f"ppo/heldout_{name}": value for name, value in evaluation.metrics.items()}
 
 
 def describe(scored: Scored, experience: Experience, settings: PPOSettings) -> dict[str, float]:
@@ -69,9 +74,10 @@ def summary(
     before: Evaluation, after: Evaluation, best: dict[int, dict[str, float]], settings: PPOSettings
 ) -> dict[str, float]:
     """The stage's final metrics, for the manifest and the last line of `metrics.jsonl`."""
-    metrics = named(before.metrics, "before_") | named(after.metrics, "after_")
+    metrics = {f"before_{name}": value for name, value in before.metrics.items()}
+    metrics |= {f"after_{name}": value for name, value in after.metrics.items()}
     for n, values in best.items():
-        metrics |= named(values, f"best_of_{n}_")
+        metrics |= {f"best_of_{n}_{name}": value for name, value in values.items()}
     ceiling = settings.evaluation.gold_best
     if ceiling is not None and before.gold is not None:
         gap = ceiling - before.metrics["gold_mean"]

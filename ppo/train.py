@@ -13,7 +13,7 @@ from ppo.evaluate import Evaluation, Evaluator, merged_gap, side_by_side
 from ppo.experience import Experience, compute_advantages
 from ppo.keeper import Keeper, RunState
 from ppo.kl import adapt
-from ppo.metrics import IterationTimer, describe, named, report, summary
+from ppo.metrics import IterationTimer, describe, named, named_held_out, report, summary
 from ppo.models import POLICY, build_roles
 from ppo.prompts import PromptSchedule
 from ppo.rollout import RolloutScorer, Sampler, Scored
@@ -147,7 +147,7 @@ def train(recipe: Recipe, settings: PPOSettings, stage: StageRun) -> None:
         if resumed:
             keeper.restore_rng()  # a scorer may have drawn random numbers just now
         else:
-            tracker.log(named(before.metrics, "ppo/heldout_"), step=0)
+            tracker.log(named_held_out(before), step=0)
             keeper.mark()
         with keeper.saving_if_stopped():
             run_iterations(ppo, keeper, tracker)
@@ -162,7 +162,7 @@ def run_iterations(ppo: PPO, keeper: Keeper, tracker: Tracker) -> None:
         is_best = False
         if ppo.evaluates_now():
             evaluation = ppo.evaluate()
-            metrics |= named(evaluation.metrics, "ppo/heldout_")
+            metrics |= named_held_out(evaluation)
             is_best = keeper.is_best(evaluation.quality)
         tracker.log(metrics, step=ppo.state.next_iteration)
         keeper.mark()

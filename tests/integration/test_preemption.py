@@ -62,12 +62,13 @@ PLACES: dict[str, tuple[str, Any, str, int, int | None]] = {
     "reward, in a step": ("reward", reward.trainer.Trainer, "accumulate", 3, 3),
     "reward, in its last samples": ("reward", reward.trainer.Trainer, "score_groups", 1, 5),
     "ppo, evaluating the reference": ("ppo", Evaluator, "evaluate", 1, None),
-    "ppo, sampling": ("ppo", Sampler, "sample", 2, 1),
+    "ppo, sampling": ("ppo", Sampler, "sample", 3, 1),
     "ppo, training": ("ppo", Updater, "accumulate", 10, 2),
     "ppo, saving": ("ppo", checkpoints, "sync_tree", 1, 2),
     "ppo, evaluating best-of-n": ("ppo", Evaluator, "best_of_n", 1, 4),
 }
-"""Where the signal comes: stage, function and its call; and the step that is then saved."""
+"""Where the signal comes: stage, function and its call; and the step that is then saved. The reference's
+evaluation samples first, then each iteration."""
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -157,7 +158,7 @@ def test_a_full_disk_is_a_clear_error_and_costs_nothing(
         (small_disk / "filler").write_bytes(bytes(left))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Sampler, "sample", at_call(2, fill_up, Sampler.sample))
+        patch.setattr(Sampler, "sample", at_call(3, fill_up, Sampler.sample))
         assert start("ppo", small_disk, *common) == 2
     error = capsys.readouterr().err
     assert "cannot store the results (No space left on device)" in error

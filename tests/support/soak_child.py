@@ -10,10 +10,14 @@ from collections.abc import Callable
 from typing import Any
 
 import ppo.__main__
-import ppo.rollout
 import ppo.update
+from ppo.evaluate import EVALUATION
+from ppo.prompts import Requests
+from ppo.rollout import Sampled, Sampler
 from rlhf.commands.process import run_command
 from rlhf.runs import checkpoints
+
+SAMPLE = Sampler.sample
 
 
 def announce(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,9 +35,21 @@ def announce(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return announced
 
 
+def sample_in_training(sampler: Sampler, requests: Requests, *, role: str) -> Sampled:
+    """`Sampler.sample`, announced but for evaluations, which sample too."""
+    is_evaluation = requests.keys[0][0] == EVALUATION
+    chosen = SAMPLE if is_evaluation else announced_sample()
+    return chosen(sampler, requests, role=role)
+
+
+@functools.cache
+def announced_sample() -> Callable[..., Any]:
+    return announce("sampling", SAMPLE)
+
+
 if __name__ == "__main__":
+    setattr(Sampler, "sample", sample_in_training)  # noqa: B010  mypy refuses the plain assignment
     for module, name, phase in (
-        (ppo.rollout.Sampler, "sample", "sampling"),
         (ppo.update.Updater, "update", "training"),
         (checkpoints, "save", "saving"),
     ):
