@@ -56,7 +56,7 @@ class PromptSchedule:
         indices: list[int] = []
         for place in range(iteration * num_prompts, (iteration + 1) * num_prompts):
             indices += [self._prompt_at(place)] * self.samples_per_prompt
-        # An iteration that begins a new order may use a prompt twice: its samples go on counting.
+        # An iteration that begins a new order may use a prompt twice: its samples are counted on.
         num_samples: Counter[int] = Counter()
         keys: list[Key] = []
         for index in indices:

@@ -6,7 +6,7 @@ from reward.model import CARD_FILE, ROLE, RewardCard
 from rlhf.model.backbone import Backbone
 
 BASE_PATH = "sft/model"
-"""Where the base lies, seen from the run folder, which can be moved."""
+"""Where the base is, seen from the run folder, which can be moved."""
 
 
 def write_model(backbone: Backbone, card: RewardCard, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 A question is always a conversation that begins with the user and alternates, so that every chat template
 takes it. What is judged stands between marks, and cannot hold such a mark itself: a response must not be able
-to end, and go on as the question.
+to end, and continue as the question.
 """
 
 import re
@@ -64,7 +64,7 @@ def critique(
 
 
 def revision(asked: Turns, found: str, principle: Principle) -> Turns:
-    """Asks for the response once more: goes on from the question `asked` and the critique `found`."""
+    """Asks for the response once more: continues from the question `asked` and the critique `found`."""
     return (*asked, assistant(found), user(_revision(principle)))
 
 

@@ -55,7 +55,7 @@ def export(project: Project, folder: Path, options: ExportOptions) -> ExportMani
     rows = [row for item, ranking in chosen for row in _rows(item, ranking, options)]
     if not rows:
         what = "no label says that one completion is better" if chosen else "no item has enough labels"
-        raise UserError(what, where=project.where, fix="Go on ranking, or lower --min-labels.")
+        raise UserError(what, where=project.where, fix="Continue ranking, or lower --min-labels.")
     name = f"{options.shape}.jsonl"
     with storing(folder):
         _make(folder)

@@ -57,7 +57,7 @@ class Checkpoint:
 
 @dataclass
 class Best:
-    """The step with the best held-out figure so far. It is part of every checkpoint's state, as `best`."""
+    """The step with the best held-out metric so far. It is part of every checkpoint's state, as `best`."""
 
     step: int | None = None
     figure: float | None = None
