@@ -28,7 +28,7 @@ tags: [reward-model, lora]
 # Reward model
 
 A LoRA adapter with a scalar head on the run's SFT model. It opens in plain transformers and peft, from the
-run folder (the one that holds `sft/` and `reward/`), wherever that lies now:
+run folder (the one that holds `sft/` and `reward/`), wherever that is now:
 
 ```python
 tokenizer = AutoTokenizer.from_pretrained("reward/model")
