@@ -80,13 +80,6 @@ TABLE = [
         "memory cannot be planned",
     ),
     Row(
-        "plan/ledger.py",
-        "torch.utils._pytree.tree_leaves",
-        "torch",
-        "an operation may return tensors in lists and tuples",
-        "their memory is not counted",
-    ),
-    Row(
         "plan/model.py",
         "torch._subclasses.fake_tensor.FakeTensorMode",
         "torch",

@@ -133,7 +133,14 @@ def deep(folder: Path, num_layers: int) -> Sketch:
 
 @pytest.mark.parametrize(
     ("what", "top_layers"),
-    [("training", None), ("training", 6), ("checkpointed", None), ("sampling", None), ("sampling", 6)],
+    [
+        ("training", None),
+        ("training", 6),
+        ("checkpointed", None),
+        ("sampling", None),
+        ("sampling", 6),
+        ("captured", None),
+    ],
 )
 def test_a_deep_model_is_extrapolated_from_shallow_ones(
     model: Path, what: str, top_layers: int | None, monkeypatch: pytest.MonkeyPatch
@@ -144,6 +151,9 @@ def test_a_deep_model_is_extrapolated_from_shallow_ones(
     )
     if what == "sampling":
         run = decoding.sampling(4, 12, SHORT, role="policy")
+    elif what == "captured":
+        settings = SamplingSettings(max_response_tokens=16, batch_size=8)
+        run = decoding.sampling(4, 12, settings, role="policy", on_cuda=True)
     elif what == "checkpointed":
         run = passes.checkpointed(run)
 
@@ -159,11 +169,13 @@ def test_a_deep_model_is_extrapolated_from_shallow_ones(
         return plain(self, config, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Sketch, "_run", spy)
-    quick = sketch.profile({"policy": lora}, run, per_trained_layer=what != "sampling")
+    quick = sketch.profile({"policy": lora}, run, per_trained_layer=what not in ("sampling", "captured"))
     monkeypatch.setattr("plan.model._SHALLOW", (98, 99))
     whole = sketch.profile({"policy": lora}, run)
     assert depths == ([2, 3, 9] if top_layers is None else [3, 4, 9])
     assert highest(quick) == pytest.approx(highest(whole), rel=0.01)
+    # A section whose highest moment is another one in the deeper model would be extrapolated below nothing.
+    assert all(size >= 0 for section in quick.values() for size in section.values())
 
 
 def test_layers_that_differ_are_not_extrapolated(model: Path) -> None:
