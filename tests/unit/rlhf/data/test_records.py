@@ -30,7 +30,7 @@ def ranking(**fields: Any) -> Ranking:
     return Ranking(**{"prompt": "p", "completions": ("a", "b"), **fields})
 
 
-def complaint(**fields: Any) -> str:
+def error_of(**fields: Any) -> str:
     with pytest.raises(UserError) as caught:
         ranking(**fields)
     return str(caught.value)
@@ -66,7 +66,7 @@ def test_ties_and_failed_completions_are_ranks() -> None:
     ],
 )
 def test_a_ranking_that_makes_no_sense_cannot_be_made(fields: dict[str, Any], message: str) -> None:
-    assert message in complaint(**fields)
+    assert message in error_of(**fields)
 
 
 @given(PROMPTS, PROMPTS)

@@ -1,110 +1,14 @@
-import sys
 from pathlib import Path
-from types import ModuleType
-from typing import Literal
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import model_validator
 
 from rlhf.errors import UserError
-from rlhf.settings.groups import Settings, SourceSettings, setting
 from rlhf.settings.recipe import Recipe, config_hash, load_recipe
 from rlhf.settings.yaml_files import write_yaml
-
-RECIPE = """\
-run:
-  name: first
-  seed: 3
-model:
-  scratch:
-    hidden_size: 64
-sft:
-  steps: 10
-  optimizer:
-    learning_rate: 1e-5
-  sources:
-    - path: a.jsonl
-      columns: {prompt: question}
-    - path: b.jsonl
-"""
-
-
-class OptimizerSettings(Settings):
-    """A group inside the section."""
-
-    learning_rate: float = setting(1e-4, gt=0)
-    """How far a step goes."""
-    warmup: Literal["linear", "off"] = "off"
-    """How it starts."""
-
-
-class StageSettings(Settings):
-    """A section as the packages have them."""
-
-    steps: int = setting(ge=1)
-    """Optimizer steps."""
-    warmup_steps: int = 0
-    """The first of them."""
-    optimizer: OptimizerSettings = OptimizerSettings()
-    """A group."""
-    extra: OptimizerSettings | None = None
-    """A group that may be missing."""
-    sources: list[SourceSettings] = []
-    """A list of groups."""
-    modules: str | list[str] = "all"
-    """A union."""
-    stop: list[str] = []
-    """A list of values."""
-    packing: bool = False
-    """A switch."""
-    micro_batch: int = setting(4, semantic=False)
-    """Cannot change a result."""
-
-    @model_validator(mode="after")
-    def _warmup_fits(self) -> "StageSettings":
-        if self.warmup_steps > self.steps:
-            raise ValueError(f"warmup_steps ({self.warmup_steps}) exceeds steps ({self.steps})")
-        return self
-
-
-@pytest.fixture(autouse=True)
-def _stage(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Puts `StageSettings` in the place of the `sft` package's section."""
-    config = ModuleType("sft.config")
-    config.SECTION = StageSettings  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "sft", ModuleType("sft"))
-    monkeypatch.setitem(sys.modules, "sft.config", config)
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "recipe.yaml"
-
-
-def load(path: Path, *overrides: str, text: str = RECIPE) -> Recipe:
-    path.write_text(text, encoding="utf-8")
-    return load_recipe(path, overrides)
-
-
-def stage(recipe: Recipe) -> StageSettings:
-    section = recipe.section("sft")
-    assert isinstance(section, StageSettings)
-    return section
-
-
-def complaint(path: Path, *overrides: str, text: str = RECIPE) -> str:
-    """What the user reads, the recipe's own folder left out."""
-    with pytest.raises(UserError) as caught:
-        load(path, *overrides, text=text)
-    return str(caught.value).replace(f"{path.parent}/", "")
-
-
-def semantic_hash(recipe: Recipe) -> str:
-    return config_hash(recipe.semantic("run", "model", "sft"))
-
+from tests.unit.rlhf.settings.recipes import error_of, load, semantic_hash, stage
 
 # What a recipe says
 
@@ -133,7 +37,7 @@ def test_a_float_may_be_written_in_every_usual_way(path: Path, text: str) -> Non
 
 def test_a_whole_number_is_a_float_but_never_the_reverse(path: Path) -> None:
     assert stage(load(path, "sft.optimizer.learning_rate=1")).optimizer.learning_rate == 1.0
-    assert "`sft.steps` is 10.0, and must be a whole number" in complaint(path, "sft.steps=10.0")
+    assert "`sft.steps` is 10.0, and must be a whole number" in error_of(path, "sft.steps=10.0")
 
 
 def test_off_and_a_date_are_words(path: Path) -> None:
@@ -144,7 +48,7 @@ def test_off_and_a_date_are_words(path: Path) -> None:
 
 def test_only_true_and_false_are_switches(path: Path) -> None:
     assert stage(load(path, "sft.packing=true")).packing is True
-    assert '`sft.packing` is "yes", and must be true or false' in complaint(path, "sft.packing=yes")
+    assert '`sft.packing` is "yes", and must be true or false' in error_of(path, "sft.packing=yes")
 
 
 def test_a_section_that_the_recipe_lacks_is_a_user_error(path: Path) -> None:
@@ -195,7 +99,7 @@ def test_a_value_that_is_no_yaml_is_taken_as_text(path: Path) -> None:
 
 def test_quotes_make_a_number_a_name(path: Path) -> None:
     assert load(path, 'run.name="7"').run.name == "7"
-    assert complaint(path, "run.name=7").splitlines() == [
+    assert error_of(path, "run.name=7").splitlines() == [
         "override run.name: `run.name` is 7, and must be text",
         "  Put it in quotes, in a shell with others around them: 'run.name=\"…\"'. "
         "What it is: The run's name: its folder is `<folder>/<name>`.",
@@ -204,174 +108,17 @@ def test_quotes_make_a_number_a_name(path: Path) -> None:
 
 @pytest.mark.parametrize("override", ["sft.steps", "=3", "sft"])
 def test_an_override_without_key_or_value_is_refused(path: Path, override: str) -> None:
-    assert f"`{override}` is not an override" in complaint(path, override)
+    assert f"`{override}` is not an override" in error_of(path, override)
 
 
 @pytest.mark.parametrize("key", ["sft.steps.x", "sft.sources.0.path.x", "sft.stop.0.x", "run.seed.x.y"])
 def test_an_override_cannot_reach_into_a_value(path: Path, key: str) -> None:
-    assert f"`{key[: key.index('.x')]}` is a value, not a group" in complaint(
-        path, "sft.stop=[a]", f"{key}=1"
-    )
+    assert f"`{key[: key.index('.x')]}` is a value, not a group" in error_of(path, "sft.stop=[a]", f"{key}=1")
 
 
 @pytest.mark.parametrize("item", ["2", "-1", "x", "²"])
 def test_an_override_cannot_name_an_item_that_is_not_there(path: Path, item: str) -> None:
-    assert f"`{item}` is not an item of a list of 2" in complaint(path, f"sft.sources.{item}.path=c.jsonl")
-
-
-# Mistakes
-
-
-@pytest.mark.parametrize(
-    ("wrong", "line", "key", "right"),
-    [
-        ("  seed: 3", 3, "run.sead", "seed"),
-        ("    hidden_size: 64", 6, "model.scratch.hiden_size", "hidden_size"),
-        ("    learning_rate: 1e-5", 10, "sft.optimizer.learning_rat", "learning_rate"),
-        ("    - path: a.jsonl", 12, "sft.sources.0.pat", "path"),
-    ],
-)
-def test_a_misspelled_key_is_named_with_its_line_and_the_likely_one(
-    path: Path, wrong: str, line: int, key: str, right: str
-) -> None:
-    text = RECIPE.replace(wrong, wrong.replace(right, key.rpartition(".")[2]))
-    assert complaint(path, text=text) == (
-        f"recipe.yaml, line {line}: unknown key `{key}`\n  Did you mean `{right}`?"
-    )
-
-
-def test_a_misspelled_section_is_named_too(path: Path) -> None:
-    text = RECIPE.replace("sft:", "sfd:")
-    assert complaint(path, text=text) == "recipe.yaml, line 7: unknown key `sfd`\n  Did you mean `sft`?"
-
-
-def test_a_key_like_no_other_lists_those_that_exist(path: Path) -> None:
-    assert complaint(path, "sft.optimizer.zzz=1") == (
-        "override sft.optimizer.zzz: unknown key `sft.optimizer.zzz`\n  Known here: learning_rate, warmup."
-    )
-    assert complaint(path, "zzz.a=1").startswith("override zzz: unknown key `zzz`\n  Known here: run, ")
-
-
-def test_a_key_that_is_a_number_is_unknown_as_well(path: Path) -> None:
-    assert "unknown key `sft.1`" in complaint(path, text=RECIPE + "  1: x\n")
-
-
-def test_a_misspelled_required_key_is_reported_as_misspelled_not_as_missing(path: Path) -> None:
-    text = RECIPE.replace("  steps: 10", "  stepz: 10")
-    assert complaint(path, text=text) == (
-        "recipe.yaml, line 8: unknown key `sft.stepz`\n  Did you mean `steps`?"
-    )
-
-
-def test_a_missing_key_says_what_it_is_for(path: Path) -> None:
-    assert complaint(path, text=RECIPE.replace("  steps: 10\n", "")) == (
-        "recipe.yaml, line 7: `sft.steps` is missing\n"
-        "  Give it a value here, or as an override: `sft.steps=…`. What it is: Optimizer steps."
-    )
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("sft.steps", "'10'", '"10", and must be a whole number\n  Write it without quotes.'),
-        ("sft.steps", "0", "0, and must be at least 1\n  Change it. What it is: Optimizer steps."),
-        ("sft.steps", "true", "true, and must be a whole number"),
-        ("sft.steps", "", "null, and must be a whole number"),
-        ("sft.steps", ".nan", "NaN, and must be a whole number"),
-        ("sft.optimizer.learning_rate", "fast", '"fast", and must be a number\n  Change it, or leave it out'),
-        ("sft.optimizer.learning_rate", ".inf", "Infinity, and must be a finite number"),
-        ("sft.optimizer.warmup", "of", "\"of\", and must be one of 'linear', 'off'\n  Did you mean `off`?"),
-        ("sft.optimizer", "[]", "[], and must be a group of settings"),
-        ("sft.modules", "7", "7, and must be text or a list"),
-        ("sft.sources.0.columns.prompt", "[]", "[], and must be text"),
-        ("run.name", "../up", '"../up", and must be letters, digits, `.`, `_` and `-`, with a letter or a'),
-        ("run.seed", "4294967296", "4294967296, and must be less than 4294967296"),
-        ("run", "3", "3, and must be a group of settings"),
-        (
-            "model.scratch.vocab_size",
-            "9",
-            "9, and must be at least 300\n  Change it, or leave it out: the def",
-        ),
-    ],
-)
-def test_a_wrong_value_is_named_by_its_key_and_place(path: Path, key: str, value: str, message: str) -> None:
-    assert complaint(path, f"{key}={value}").startswith(f"override {key}: `{key}` is {message}")
-
-
-def test_a_wrong_value_in_the_file_is_named_by_its_line(path: Path) -> None:
-    assert complaint(path, text=RECIPE.replace("1e-5", "-1")) == (
-        "recipe.yaml, line 10: `sft.optimizer.learning_rate` is -1, and must be more than 0\n"
-        "  Change it, or leave it out: the default is 0.0001. What it is: How far a step goes."
-    )
-
-
-def test_what_an_override_replaced_is_not_blamed_on_the_file(path: Path) -> None:
-    assert complaint(path, "sft.optimizer={learning_rate: fast}").startswith(
-        "override sft.optimizer: `sft.optimizer.learning_rate` is "
-    )
-
-
-def test_settings_that_contradict_each_other_name_their_section(path: Path) -> None:
-    assert complaint(path, text=RECIPE.replace("  steps: 10", "  steps: 10\n  warmup_steps: 11")) == (
-        "recipe.yaml, line 7: `sft`: warmup_steps (11) exceeds steps (10)\n  Change one of these settings."
-    )
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [["model.path=some/model"], ["model.scratch=null"]],
-    ids=["both", "neither"],
-)
-def test_a_model_is_either_given_or_made(path: Path, overrides: list[str]) -> None:
-    assert "give either `path` (a model) or `scratch`" in complaint(path, *overrides)
-
-
-def test_the_heads_of_a_new_model_divide_its_width(path: Path) -> None:
-    assert "num_heads (5) must divide hidden_size (64)" in complaint(path, "model.scratch.num_heads=5")
-
-
-def test_a_key_given_twice_is_refused(path: Path) -> None:
-    text = RECIPE + "run:\n  seed: 4\n"
-    assert complaint(path, text=text) == (
-        "recipe.yaml, line 15: `run` is there twice, first in line 1\n  Keep one of them."
-    )
-
-
-def test_a_missing_file_is_a_user_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.yaml: cannot read the recipe \(No such file or directory\)"):
-        load_recipe(tmp_path / "none.yaml")
-    with pytest.raises(UserError, match=r"cannot read the recipe \(Is a directory\)"):
-        load_recipe(tmp_path)
-
-
-def test_a_file_that_is_not_text_is_a_user_error(path: Path) -> None:
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match="not UTF-8"):
-        load_recipe(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("run:\n  name: [a\nsft: {}\n", "recipe.yaml, line 3: not valid YAML"),
-        ("run:\n\tname: a\n", "recipe.yaml, line 2: not valid YAML"),
-        ("run: *nobody\n", "recipe.yaml, line 1: not valid YAML"),
-        ("run: !!python/name:os.system x\n", "recipe.yaml, line 1: not valid YAML"),
-        ("run: \x00\n", "recipe.yaml: not valid YAML"),
-        ("run: &a [*a]\n", "recipe.yaml: an anchor contains itself"),
-        (
-            "run:\n  name: !!binary aGk=\n",
-            "recipe.yaml, line 1: `run` holds what is neither text, number, list nor",
-        ),
-    ],
-)
-def test_malformed_yaml_is_named_by_its_line(path: Path, text: str, message: str) -> None:
-    assert complaint(path, text=text).startswith(message)
-
-
-@pytest.mark.parametrize("text", ["", "- run\n", "run\n", "null\n", "# nothing\n"])
-def test_a_recipe_must_be_a_mapping(path: Path, text: str) -> None:
-    assert complaint(path, text=text).startswith("recipe.yaml: a recipe is a YAML mapping of sections")
+    assert f"`{item}` is not an item of a list of 2" in error_of(path, f"sft.sources.{item}.path=c.jsonl")
 
 
 # What decides whether a stage is up to date
