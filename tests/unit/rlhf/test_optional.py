@@ -19,7 +19,8 @@ from rlhf.optional import silent
 
 def work(argv):
     with silent():
-        import labeling.sample, labeling.constitution.local, ppo.chat, ppo.train, reward.train, sft.train
+        import labeling.constitution.local, labeling.generation.sample, ppo.chat, ppo.train
+        import reward.train, sft.train
     from rlhf.model.loading import quiet_transformers
     from tests.support.small import small_backbone
     quiet_transformers()
