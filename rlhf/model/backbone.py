@@ -228,10 +228,6 @@ class Backbone(AdaptedModel):
         add_updates(name, self.model.named_modules(), copy)
         return Backbone(copy, self.tokenizer, self.path)
 
-    def export_merged(self, name: str, folder: Path) -> None:
-        """Write base + adapter as one plain model: see `merged`."""
-        self.merged(name).save(folder)
-
     def save(self, folder: Path) -> None:
         """Write the base itself as a plain model, with its tokenizer."""
         self.model.save_pretrained(folder)

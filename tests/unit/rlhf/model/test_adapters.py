@@ -55,7 +55,7 @@ def test_a_copied_adapter_behaves_like_its_source_and_then_goes_its_own_way() ->
 def test_merged_export_is_the_policy_and_leaves_the_base_in_memory_alone(tmp_path: Path) -> None:
     backbone = small_backbone("policy")
     before = state(backbone)
-    backbone.export_merged("policy", tmp_path)
+    backbone.merged("policy").save(tmp_path)
     assert all(torch.equal(before[k], v) for k, v in state(backbone).items())
     merged = AutoModelForCausalLM.from_pretrained(tmp_path)
     with backbone.role("policy"), torch.no_grad():

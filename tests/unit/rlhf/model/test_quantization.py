@@ -164,8 +164,8 @@ def test_an_adapter_is_exported_in_the_same_form_whatever_the_base(
 
 @pytest.mark.parametrize("precision", QUANTIZED)
 def test_merging_adds_the_adapter_to_the_full_precision_weights(precision: Precision, tmp_path: Path) -> None:
-    small_backbone("policy", precision=precision).export_merged("policy", tmp_path / precision)
-    small_backbone("policy").export_merged("policy", tmp_path / "fp32")
+    small_backbone("policy", precision=precision).merged("policy").save(tmp_path / precision)
+    small_backbone("policy").merged("policy").save(tmp_path / "fp32")
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in (precision, "fp32"))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
@@ -185,7 +185,7 @@ def test_a_base_with_transposed_weights_works_and_exports_alike(precision: Preci
         backbone.add_adapter("policy", LORA, seed=1)
         perturb(backbone, "policy", seed=2)
         backbone.export_adapter("policy", tmp_path / name, task_type="CAUSAL_LM", base_path="base")
-        backbone.export_merged("policy", tmp_path / f"{name}-merged")
+        backbone.merged("policy").save(tmp_path / f"{name}-merged")
         exported[name] = (
             (tmp_path / name / "adapter_config.json").read_text(),
             load_file(tmp_path / f"{name}-merged" / "model.safetensors"),
