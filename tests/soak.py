@@ -1,7 +1,7 @@
 """`make soak`: PPO killed again and again and started again, against one that was left alone.
 
 The blows are aimed: so many while it saves, samples and trains, each at a random moment of that phase. In the
-end weights, metrics and samples must be those of the other run to the bit, and the W&B run one run.
+end weights, metrics and samples must be those of the other run, bitwise, and the W&B run one run.
 """
 
 import argparse
@@ -247,9 +247,7 @@ def main(argv: Sequence[str]) -> int:
         problems = [*soak.differences(), *soak.wandb_problems()]
     print(f"{soak.blows.total()} × kill -9: {dict(soak.blows)}, {time.monotonic() - started:.0f} s")
     print(
-        f"differs: {', '.join(problems)}"
-        if problems
-        else "weights, metrics and samples are the same to the bit"
+        f"differs: {', '.join(problems)}" if problems else "weights, metrics and samples are bitwise the same"
     )
     return 1 if problems else 0
 

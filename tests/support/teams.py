@@ -35,7 +35,7 @@ class Case(NamedTuple):
     zero: int
     """DeepSpeed's ZeRO stage; 0: no DeepSpeed."""
     origin: str | None = None
-    """The case whose checkpoint it goes on from."""
+    """The case whose checkpoint it resumes from."""
 
 
 # What the forked processes do.

@@ -91,7 +91,7 @@ def test_an_output_that_exists_is_kept(run_folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "complaint"),
+    ("row", "expected"),
     [
         ("{", "not valid JSON"),
         ([1], "not a JSON object"),
@@ -109,7 +109,7 @@ def test_an_output_that_exists_is_kept(run_folder: Path) -> None:
     ],
 )
 def test_a_bad_row_is_named_by_its_line_and_leaves_no_output(
-    run_folder: Path, capsys: pytest.CaptureFixture[str], row: Any, complaint: str
+    run_folder: Path, capsys: pytest.CaptureFixture[str], row: Any, expected: str
 ) -> None:
     source = write(run_folder / "rows.jsonl", ROWS)
     with source.open("a") as file:
@@ -119,7 +119,7 @@ def test_a_bad_row_is_named_by_its_line_and_leaves_no_output(
     assert run_command(main, arguments) == 2
     error = capsys.readouterr().err
     assert "rows.jsonl, line 5" in error
-    assert complaint in error
+    assert expected in error
     assert not target.exists()
 
 

@@ -18,7 +18,7 @@ def write(folder: Path, text: str | None = None, **changes: object) -> Path:
     return path
 
 
-def complaint(path: Path, **options: list[str]) -> str:
+def error_of(path: Path, **options: list[str]) -> str:
     with pytest.raises(UserError) as caught:
         load_constitution(path, **options)
     return str(caught.value)
@@ -48,19 +48,19 @@ def test_a_shipped_constitution_has_its_principles_and_worked_examples(
     ],
 )
 def test_a_mistake_in_a_constitution_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    assert message in complaint(write(tmp_path, **changes))
+    assert message in error_of(write(tmp_path, **changes))
 
 
 def test_what_is_no_constitution_at_all_is_said(tmp_path: Path) -> None:
-    assert "mine.yaml: a constitution is a YAML mapping" in complaint(write(tmp_path, "- a\n"))
-    assert "mine.yaml, line 1: not valid YAML" in complaint(write(tmp_path, "name: ]\n"))
-    assert "cannot read the constitution" in complaint(tmp_path / "absent.yaml")
+    assert "mine.yaml: a constitution is a YAML mapping" in error_of(write(tmp_path, "- a\n"))
+    assert "mine.yaml, line 1: not valid YAML" in error_of(write(tmp_path, "name: ]\n"))
+    assert "cannot read the constitution" in error_of(tmp_path / "absent.yaml")
 
 
 def test_an_example_must_name_a_principle_that_there_is(tmp_path: Path) -> None:
     example = {"prompt": "p", "response": "r", "principle": "cruel", "critique": "c", "revision": "v"}
     (tmp_path / "examples.yaml").write_text(yaml.safe_dump({"critiques": [example]}))
-    found = complaint(write(tmp_path, examples="examples.yaml"))
+    found = error_of(write(tmp_path, examples="examples.yaml"))
     assert "examples.yaml: an example names the principle `cruel`" in found
     assert "kind" in found
 
@@ -86,5 +86,5 @@ def test_tags_narrow_what_is_drawn_and_weights_steer_it(tmp_path: Path) -> None:
     assert set(drawn) == {"often", "rare"}
     assert 400 < drawn.count("often") < 480
     assert {each.id for each in constitution.draw(5, rng)} == {"often", "rare"}
-    assert "Its tags are: a." in complaint(path, tags=["b"])
+    assert "Its tags are: a." in error_of(path, tags=["b"])
     assert load_constitution(path).sha256 != constitution.sha256
