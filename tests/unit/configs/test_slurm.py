@@ -115,18 +115,7 @@ def test_stages_run_in_order_with_what_make_would_be_told(job: Job) -> None:
     )
     assert status == 0
     assert names(calls) == ["sft", "ppo"]
-    launcher = [
-        "-m",
-        "rlhf.launch",
-        "--gpus",
-        "8",
-        "--zero",
-        "3",
-        "--nodes",
-        "2",
-        "--node-rank",
-        "1",
-    ]
+    launcher = ["-m", "rlhf.launch", "--gpus", "8", "--zero", "3", "--nodes", "2", "--node-rank", "1"]
     recipe = ["--config", "my recipe.yaml", "ppo.num_iterations=3", "tracking.project=two words"]
     for [stage, *command] in calls:
         assert command[:10] == launcher

@@ -65,7 +65,7 @@ def mean_gold_as_a_fixed_response(response: str) -> float:
 def right_answers() -> dict[str, str]:
     """The best answer of the first frame, by prompt."""
     generate, reader = module("generate"), module("gold")
-    flawless = generate.World(**dict.fromkeys(vars(generate.TEAM), 0.0))
+    flawless = generate.Team(**dict.fromkeys(vars(generate.TEAM), 0.0))
     return {
         p: generate.answer(*reader.read_prompt(p), Random(0), flawless) for p in one_prompt_per_question()
     }
