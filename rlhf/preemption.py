@@ -142,6 +142,8 @@ def listen(end: End | None = None) -> Iterator[None]:
         _notice.is_watched = False
         for number, handler in before.items():
             signal.signal(number, handler)
+        # What was asked of this block is asked of nothing that runs after it in the same process.
+        _notice.signal_name = None
 
 
 @contextmanager

@@ -46,6 +46,14 @@ def test_a_deferred_block_is_finished_first() -> None:
     assert done == ["inner", "outer"]
 
 
+def test_a_signal_is_that_of_the_block_and_of_nothing_after_it() -> None:
+    with listen():
+        with pytest.raises(Preempted), deferred():
+            send()
+        assert requested()
+    assert not requested()
+
+
 def test_saving_after_the_signal_is_interrupted_neither_by_it_nor_by_a_second_one() -> None:
     saved = []
     with listen():
