@@ -4,6 +4,9 @@ Everything heavy is imported where it is used, so that `--help` and a labeler's 
 """
 
 import argparse
+import json
+import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -137,8 +140,20 @@ def export_command(arguments: argparse.Namespace) -> int:
     manifest = export(Project.open(arguments.project), arguments.to, options)
     path = arguments.to / MANIFEST
     print(f"export: {manifest.num_records:,} {manifest.shape} of {manifest.metrics['items']:,} items: {path}")
-    print(f"next: make reward SET='reward.rankings=[{{path: {path}}}]'")
+    print(f"next: {reward_command(path)}")
     return 0
+
+
+def reward_command(manifest: Path) -> str:
+    """The command that trains on an export, quoted for the two shells that read it: the user's and make's.
+
+    `SET` holds shell words, so a setting with a space in it needs quotes of its own inside.
+    """
+    value = str(manifest) if re.fullmatch(r"[\w./-]+", str(manifest)) else json.dumps(str(manifest))
+    word = shlex.quote(f"reward.rankings=[{{path: {value}}}]")
+    if set(word).isdisjoint('"$`\\'):
+        return f'make reward SET="{word}"'
+    return f"make reward SET={shlex.quote(word.replace('$', '$$'))}"  # make would take $ for a variable
 
 
 def import_arguments(parser: argparse.ArgumentParser) -> None:
