@@ -81,7 +81,7 @@ class Trainer(SFTTrainer):
         return {name: value for name, value in model.named_parameters() if value.requires_grad}
 
     def trained_model(self) -> Any:
-        """The model after training, free of DeepSpeed; cut over ranks under ZeRO-3."""
+        """The model after training, free of DeepSpeed; sharded over ranks under ZeRO-3."""
         if self.engine is not None:
             self.engine.release()
         return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)

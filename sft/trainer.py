@@ -82,12 +82,12 @@ def rows_at_a_time(settings: SFTSettings) -> tuple[int, int]:
     """Rows of a micro-batch on every rank, and micro-batches of a step.
 
     Raises:
-        UserError: the batch cannot be cut over the ranks.
+        UserError: the batch cannot be divided among the ranks.
     """
     size = world().size
     if settings.batch_size % size:
         raise UserError(
-            f"{settings.batch_size} sequences cannot be cut over {size} processes",
+            f"{settings.batch_size} sequences cannot be divided among {size} processes",
             where="sft.batch_size",
             fix="Make it a multiple of the number of processes.",
         )

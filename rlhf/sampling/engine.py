@@ -11,9 +11,9 @@ this process. Another would be chosen here, and has to keep what callers rely on
   differ;
 - a response ends with its first EOS (`backbone.eos_ids`), with a stop string, or at `max_response_tokens`;
 - what is drawn for a row is a function of (seed, key) and the weights, not of the other rows: so a run can be
-  resumed, and be cut over any number of ranks, and draws the same.
+  resumed, and be divided among any number of ranks, and draws the same.
 
-Ranks are the caller's: each asks for its own share of the prompts, and where ZeRO-3 has cut the weights,
+Ranks are the caller's: each asks for its own share of the prompts, and where ZeRO-3 has sharded the weights,
 inside `gathered_weights`.
 """
 

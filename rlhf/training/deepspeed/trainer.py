@@ -82,7 +82,7 @@ class TrainerEngine:
         self._undo.callback(replace_forward(module, computing(module.forward)))
 
     def release(self) -> None:
-        """Free the module of DeepSpeed, training is over. What ZeRO-3 has cut stays cut."""
+        """Free the module of DeepSpeed, training is over. What ZeRO-3 has sharded stays sharded."""
         module = self._engine.module
         self._undo.close()
         if world().zero == 3:
