@@ -1,6 +1,5 @@
 """A stage of `micro.yaml`, the three stages in a few seconds, run in this process; and comparing two runs."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import sft.__main__
 from rlhf.commands.process import run_command
 from rlhf.runs.metrics import read_metrics
 from rlhf.runs.stage import require
+from tests.support.make_environment import make_environment
 
 CONFIG = "tests/integration/micro.yaml"
 MAIN = {"sft": sft.__main__.main, "reward": reward.__main__.main, "ppo": ppo.__main__.main}
@@ -35,15 +35,13 @@ def start(stage: str, folder: Path, *arguments: str) -> int:
 
 def make_run(root: Path, runs: Path, name: str, *words: str, settings: str = "") -> "subprocess.Popen[str]":
     """`make` with these words on the run `name`, as a user starts it, with its output in a pipe."""
-    outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES")
-    environment = {key: value for key, value in os.environ.items() if key not in outer}
     return subprocess.Popen(
         [
             *("make", "VENV=none", f"PYTHON={sys.executable}", f"CONFIG={CONFIG}", f"RUN={name}", *words),
             f"SET=run.folder={runs} tracking.wandb=off {settings}",
         ],
         cwd=root,
-        env=environment,
+        env=make_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

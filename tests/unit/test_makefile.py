@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlhf.settings.recipe import load_recipe
+from tests.support.make_environment import make_environment
 
 STAND_IN = """\
 import json, os, pathlib, sys, time
@@ -42,16 +43,10 @@ class Checkout:
         (folder / "python.py").write_text(STAND_IN)
 
     def make(self, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        # What the make that runs these tests was told is not for this one.
-        inherited = {
-            key: value
-            for key, value in os.environ.items()
-            if key not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "VENV", "PYTHON")
-        }
         return subprocess.run(
             ["make", f"PYTHON={sys.executable} python.py", *arguments],
             cwd=self.folder,
-            env={**inherited, **environment},
+            env={**make_environment(), **environment},
             capture_output=True,
             text=True,
         )
@@ -156,7 +151,10 @@ def test_a_signal_to_make_reaches_the_stage_and_make_waits_for_it(checkout: Chec
         f"PYTHON={sys.executable} python.py",
         "SET=ppo.evaluation.best_of=[2,4]",
     ]
-    with subprocess.Popen(command, cwd=checkout.folder, stdout=subprocess.PIPE, text=True) as make:
+    environment = make_environment()
+    with subprocess.Popen(
+        command, cwd=checkout.folder, env=environment, stdout=subprocess.PIPE, text=True
+    ) as make:
         assert make.stdout is not None
         assert any(line == "at work\n" for line in make.stdout)
         make.terminate()

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.make_environment import make_environment
+
 SRUN = """\
 import os, signal, subprocess, sys
 command = [word for word in sys.argv[1:] if not word.startswith("--")]
@@ -77,8 +79,6 @@ class Job:
 
     def run(self, *arguments: str, **environment: str) -> tuple[int, list[Any]]:
         """Its exit status, and the calls of stages and of `scontrol requeue`."""
-        outer = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "VENV", "PYTHON")
-        inherited = {key: value for key, value in os.environ.items() if key not in outer}
         slurm = {
             "SLURM_JOB_ID": "12345",
             "SLURM_JOB_NUM_NODES": "2",
@@ -89,7 +89,7 @@ class Job:
         done = subprocess.run(
             ["bash", str(self.script), *arguments, "VENV=none", f"PYTHON={self.commands}/python"],
             cwd=self.folder,
-            env={**inherited, **slurm, "PATH": path, **environment},
+            env={**make_environment(), **slurm, "PATH": path, **environment},
             capture_output=True,
             text=True,
             timeout=100,

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from labeling.commands.files import reward_command
+from tests.support.make_environment import make_environment
 
 
 @pytest.mark.parametrize("folder", ["labels", "my labels", "it's, [50 %] #1", 'a "quoted" one', "costs $5"])
@@ -16,6 +17,13 @@ def test_the_command_after_an_export_arrives_as_one_setting(tmp_path: Path, root
     stand_in.chmod(0o755)
     manifest = Path(folder) / "export" / "manifest.json"
     command = f"{reward_command(manifest)} VENV=none PYTHON={stand_in}"
-    done = subprocess.run(["bash", "-c", command], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=root,
+        env=make_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     _, _, value = json.loads(done.stdout)[-1].partition("reward.rankings=")
     assert yaml.safe_load(value) == [{"path": str(manifest)}]
