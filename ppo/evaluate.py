@@ -82,6 +82,7 @@ class Evaluator:
         results: dict[int, dict[str, float]] = {}
         for n in sizes:
             rows = _best_rows(scores_B.reshape(len(self.prompts), largest), n)
+            rows = [row for row in rows if bool(scores_B[row].isfinite())]
             results[n] = {"reward": finite_mean(scores_B[rows]), "kl": best_of_n_kl(n)}
             if evaluation.gold is not None:
                 results[n]["gold"] = sum(evaluation.gold[row] for row in rows) / len(rows)
@@ -90,14 +91,14 @@ class Evaluator:
     def _metrics(self, scored: Scored, gold: Sequence[float] | None) -> dict[str, float]:
         metrics = {
             "reward_mean": finite_mean(final_scores(scored, self.settings)),
-            "kl_nats_per_response": float(scored.kl_B.mean()),
+            "kl_nats_per_response": finite_mean(scored.kl_B, what="KL", where="ppo: the policy"),
             "response_tokens_mean": float(scored.rollouts.response_lengths_B.float().mean()),
             "eos_rate": float(scored.rollouts.ended_B.float().mean()),
             "distinct_2": distinct_n(scored.responses, 2),
         }
         if gold is not None:
             metrics["gold_mean"] = sum(gold) / len(gold)
-        return metrics
+        return metrics | scored.left_out()
 
 
 def _best_rows(scores_PS: Tensor, n: int) -> list[int]:
@@ -105,24 +106,25 @@ def _best_rows(scores_PS: Tensor, n: int) -> list[int]:
     num_prompts, num_samples = scores_PS.shape
     num_groups = num_samples // n  # samples that fill no group are left out
     groups_PGN = scores_PS[:, : num_groups * n].reshape(num_prompts, num_groups, n)
-    best_PG = groups_PGN.nan_to_num(nan=-math.inf).argmax(-1)  # what has no score is never the best
+    # What has no finite score is never the best.
+    best_PG = torch.where(groups_PGN.isfinite(), groups_PGN, -math.inf).argmax(-1)
     first_PG = torch.arange(num_prompts)[:, None] * num_samples + torch.arange(num_groups) * n
     rows: list[int] = (first_PG + best_PG).flatten().tolist()
     return rows
 
 
-def finite_mean(scores_B: Tensor) -> float:
-    """Mean of the scores that are finite.
+def finite_mean(values_B: Tensor, *, what: str = "score", where: str = "ppo.reward") -> float:
+    """Mean of the responses' scores, or of `what` they are, that are finite.
 
     Raises:
         UserError: none is.
     """
-    finite = scores_B[scores_B.isfinite()]
+    finite = values_B[values_B.isfinite()]
     if not len(finite):
         raise UserError(
-            f"none of {len(scores_B)} held-out responses has a finite score",
-            where="ppo.reward",
-            fix="Fix the scorer that ppo.reward names, or train the reward model again.",
+            f"none of the held-out responses has a finite {what}",
+            where=where,
+            fix="Fix the scorer that ppo.reward names, or train the stage that the model comes from again.",
         )
     return float(finite.mean())
 
@@ -137,7 +139,8 @@ def merged_gap(scored: Scored, merged: Backbone, settings: PPOSettings) -> dict[
     rollouts = from_lists(compared.prompt_lists(), compared.response_lists(), merged)
     ours_BT = scored.logprobs_BT[: len(compared), : compared.response_ids_BT.shape[1]].cpu()
     theirs_BT = score_tokens(merged, rollouts, settings, role=REFERENCE)
-    gap_N = (ours_BT - theirs_BT)[rollouts.response_mask_BT].abs()
+    gap_BT = (ours_BT - theirs_BT).abs()
+    gap_N = gap_BT[rollouts.response_mask_BT & ours_BT.isfinite()]
     return {"merged_gap_nats_mean": float(gap_N.mean()), "merged_gap_nats_max": float(gap_N.max())}
 
 

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from ppo.advantages import generalized_advantages, token_rewards
 from ppo.config import PPOSettings
-from ppo.kl import k1
 from ppo.rollout import Scored
 from rlhf.model.batching import TokenBatch
 from rlhf.sampling.rollouts import RolloutBatch, Rollouts
@@ -76,8 +75,9 @@ def compute_advantages(scored: Scored, settings: PPOSettings, *, kl_coefficient:
     """Per-token rewards, advantages and returns of scored rollouts."""
     assert scored.values_BT is not None, "scored without values"
     mask_BT = scored.mask_BT
-    kl_BT = k1(scored.logprobs_BT, scored.reference_logprobs_BT)
-    rewards_BT = token_rewards(final_scores(scored, settings), kl_BT, mask_BT, coefficient=kl_coefficient)
+    rewards_BT = token_rewards(
+        final_scores(scored, settings), scored.kl_BT, mask_BT, coefficient=kl_coefficient
+    )
     advantages_BT, returns_BT = generalized_advantages(
         rewards_BT, scored.values_BT, mask_BT, gamma=settings.gamma, gae_lambda=settings.gae_lambda
     )

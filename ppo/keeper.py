@@ -11,6 +11,7 @@ from rlhf.parallel.world import world
 from rlhf.preemption import Preempted
 from rlhf.runs import checkpoints
 from rlhf.runs.checkpoints import Best, Checkpoint
+from rlhf.runs.finite import first_not_finite
 from rlhf.runs.rank_checkpoints import all_rng_tensors, newest_checkpoint, restore_own_rng
 from rlhf.runs.stage import StageRun
 from rlhf.training.nonfinite import FiniteGuard, NotFiniteError
@@ -41,7 +42,11 @@ class Keeper:
         self._lock = threading.Lock()
 
     def mark(self) -> None:
-        """Copy the state as it is between two iterations."""
+        """Copy the state as it is between two iterations.
+
+        Raises:
+            NotFiniteError: it holds a number that is not finite. The copy before it stays.
+        """
         state = self._state
         values = {
             "kl_coefficient": state.kl_coefficient,
@@ -49,7 +54,15 @@ class Keeper:
             **state.guard.state(),
         }
         tensors = state.optimization.tensors() | all_rng_tensors()
-        self._boundary = Checkpoint.of(state.next_iteration, tensors, values)
+        boundary = Checkpoint.of(state.next_iteration, tensors, values)
+        if (name := first_not_finite(boundary.tensors, boundary.state)) is not None:
+            raise NotFiniteError(
+                f"after iteration {state.next_iteration} `{name}` is not finite",
+                where="ppo",
+                fix="Lower ppo.policy_learning_rate and ppo.value_learning_rate. The state before that "
+                "iteration is kept.",
+            )
+        self._boundary = boundary
 
     def is_best(self, quality: float) -> bool:
         """Whether the policy as it is now, which was just found to have this quality, is the best so far."""

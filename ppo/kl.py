@@ -5,6 +5,8 @@ of the policy, from log r = log π − log π_ref: k1 = log r is unbiased and en
 k3 = 1/r − 1 + log r is unbiased too, never negative, of lower variance, and is logged.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,10 @@ def k3(logprobs: Tensor, reference_logprobs: Tensor) -> Tensor:
 def adapt(coefficient: float, *, kl: float, target: float, num_responses: int, horizon: int) -> float:
     """The next β: proportional control, its error clipped to ±0.2 (1909.08593, section 2.2).
 
-    `kl` and `target` in nats per response; `num_responses` were sampled since the last call.
+    `kl` and `target` in nats per response; `num_responses` were sampled since the last call. A `kl` that is
+    not finite says nothing about the policy, and β stays.
     """
+    if not math.isfinite(kl):
+        return coefficient
     error = min(max(kl / target - 1, -0.2), 0.2)
     return coefficient * (1 + error * num_responses / horizon)

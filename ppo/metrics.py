@@ -89,7 +89,11 @@ def summary(
 
 def report(before: Evaluation, after: Evaluation, best: dict[int, dict[str, float]]) -> list[tuple[str, str]]:
     """The final metrics as the rows that are printed at the end of the stage."""
-    rows = [(name, f"{before.metrics[name]:.3f} → {after.metrics[name]:.3f}") for name in after.metrics]
+    rows: list[tuple[str, str]] = []
+    for name, value in after.metrics.items():
+        # Responses that were left out are worth a line only where there were any.
+        if not name.startswith("num_") or before.metrics[name] or value:
+            rows.append((name, f"{before.metrics[name]:.3f} → {value:.3f}"))
     for n, values in best.items():
         rows.append((f"best of {n}", ", ".join(f"{name} {value:.3f}" for name, value in values.items())))
     return rows

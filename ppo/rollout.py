@@ -4,8 +4,8 @@ Ranks share both: each samples its shard of the responses and passes it through 
 whole on every rank and the same, but for the states of the frozen trunk, which stay where they were computed.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,8 +22,6 @@ from rlhf.sampling.rollouts import Rollouts, responses_text, unshard_rollouts
 
 # Shapes: B rollouts, T response tokens (right-padded), N real response tokens.
 
-_CHECKED_ROLLOUTS = 8
-"""Rollouts of an iteration on which the sampler is compared with the training forward."""
 _SAMPLER_AGREES_NATS = 1e-3
 """Differences up to this are rounding: a ratio of 1.001 in front of an advantage."""
 
@@ -49,27 +47,46 @@ class Scored(Sampled):
     values_BT: Tensor | None
     """Of the state before each response token; None: nothing is trained on these responses."""
     sampler_gap_N: Tensor
-    """|Sampler's log-probability − training forward's| of the tokens that were compared, nats."""
+    """|Sampler's log-probability − training forward's| of the tokens for which both are finite, nats."""
 
     @property
     def mask_BT(self) -> Tensor:
         return self.rollouts.response_mask_BT
 
-    @property
+    @cached_property
+    def kl_BT(self) -> Tensor:
+        """k1 of every response token, which enters the reward; 0 in padding."""
+        return torch.where(self.mask_BT, k1(self.logprobs_BT, self.reference_logprobs_BT), 0)
+
+    @cached_property
     def kl_B(self) -> Tensor:
         """Summed k1 of each response: an estimate of KL(policy ‖ reference) in nats per response."""
-        return torch.where(self.mask_BT, k1(self.logprobs_BT, self.reference_logprobs_BT), 0).sum(1)
+        return self.kl_BT.sum(1)
 
-    @property
-    def num_unscored(self) -> int:
-        """Responses whose score is not finite."""
-        return len(self.scores_B) - int(self.scores_B.isfinite().sum())
+    @cached_property
+    def is_usable_B(self) -> Tensor:
+        """Which responses have a score, and no log-probability, KL or value that is not finite."""
+        usable_B = self.scores_B.isfinite() & self.kl_B.isfinite()
+        numbers = [self.rollouts.sampled_logprobs_BT, self.logprobs_BT, self.reference_logprobs_BT]
+        if self.values_BT is not None:
+            numbers.append(self.values_BT)
+        for numbers_BT in numbers:
+            usable_B &= (numbers_BT.isfinite() | ~self.mask_BT).all(1)
+        return usable_B
 
-    def with_finite_scores(self) -> "Scored | None":
-        """Without the responses whose score is not finite; None if there is no other."""
-        if not self.num_unscored:
+    def left_out(self) -> dict[str, float]:
+        """How many responses nothing is learned from: without a score, or with another number not finite."""
+        has_score_B = self.scores_B.isfinite()
+        return {
+            "num_unscored_rollouts": float((~has_score_B).sum()),
+            "num_nonfinite_rollouts": float((has_score_B & ~self.is_usable_B).sum()),
+        }
+
+    def usable(self) -> "Scored | None":
+        """Without the responses that are not usable; None if there is no other."""
+        rows: list[int] = self.is_usable_B.nonzero().squeeze(1).tolist()
+        if len(rows) == len(self.rollouts):
             return self
-        rows: list[int] = self.scores_B.isfinite().nonzero().squeeze(1).tolist()
         if not rows:
             return None
         rollouts = self.rollouts.select(rows)
@@ -137,7 +154,7 @@ class RolloutScorer:
         scores_B = self.reward.score(
             own, [sampled.prompts[row] for row in rows], [sampled.responses[row] for row in rows]
         )
-        logprobs_BT, gap_N = old_logprobs(self.backbone, own, self.settings, role=role, rows=rows)
+        logprobs_BT, gap_N = old_logprobs(self.backbone, own, self.settings, role=role)
         reference_BT = logprobs_BT
         if role != REFERENCE:
             reference_BT = score_tokens(self.backbone, own, self.settings, role=REFERENCE)
@@ -160,36 +177,22 @@ class RolloutScorer:
 
 
 def old_logprobs(
-    backbone: Backbone,
-    rollouts: Rollouts,
-    settings: PPOSettings,
-    *,
-    role: str,
-    rows: Sequence[int] | None = None,
+    backbone: Backbone, rollouts: Rollouts, settings: PPOSettings, *, role: str
 ) -> tuple[Tensor, Tensor]:
     """PPO's old log-probabilities (B, T), and how far the sampler's are from the training forward's (N,).
 
-    The sampler's are taken if they agree on the first few rollouts, as they do in fp32; else, as in bf16, the
-    training forward passes over all rollouts. `rows` says where each rollout stands among those of all ranks,
-    which decide together: on the same few whatever the number of ranks.
+    The sampler's are taken if they agree on every token of every rank, as they do in fp32; else, as in bf16,
+    those of the training forward pass. A token that the training forward pass has no finite log-probability
+    for has no old one either: the sampler's would hide that it cannot be trained on.
     """
-    rows = range(len(rollouts)) if rows is None else rows
-    checked_places = [place for place, row in enumerate(rows) if row < _CHECKED_ROLLOUTS]
-    gap_N = torch.zeros(0, device=backbone.device)
-    if checked_places:
-        checked = rollouts.select(checked_places)
-        gap_N = _sampler_gap(checked, score_tokens(backbone, checked, settings, role=role))
+    trained_BT = score_tokens(backbone, rollouts, settings, role=role)
+    gap_BT = (trained_BT - rollouts.sampled_logprobs_BT).abs()
+    gap_N = gap_BT[rollouts.response_mask_BT & gap_BT.isfinite()]
     gap_N = torch.cat(world().gather(gap_N.cpu()))
-    if float(gap_N.max()) <= _SAMPLER_AGREES_NATS:
-        return torch.where(rollouts.response_mask_BT, rollouts.sampled_logprobs_BT, 0), gap_N
-    logprobs_BT = score_tokens(backbone, rollouts, settings, role=role)
-    gap_N = _sampler_gap(rollouts, logprobs_BT)
-    return logprobs_BT, torch.cat(world().gather(gap_N.cpu()))
-
-
-def _sampler_gap(rollouts: Rollouts, logprobs_BT: Tensor) -> Tensor:
-    """|Difference| (N,) of the sampler's log-probabilities from others, at the real tokens."""
-    return (logprobs_BT - rollouts.sampled_logprobs_BT)[rollouts.response_mask_BT].abs()
+    if not bool((gap_N <= _SAMPLER_AGREES_NATS).all()):
+        return trained_BT, gap_N
+    sampled_BT = torch.where(rollouts.response_mask_BT, rollouts.sampled_logprobs_BT, 0)
+    return torch.where(trained_BT.isfinite(), sampled_BT, trained_BT), gap_N
 
 
 @torch.no_grad()

@@ -72,13 +72,13 @@ class PPO:
         with timer.rollouts(), gathered_weights(self.backbone):
             sampled = self.sampler.sample(requests, role=POLICY)
             scored = self.scorer.score(sampled, role=POLICY, for_training=True)
-        usable = scored.with_finite_scores()
+        usable = scored.usable()
         if usable is None:
             return self._skip_iteration(scored)
         experience = compute_advantages(usable, self.settings, kl_coefficient=self.state.kl_coefficient)
         updates = self.updater.update(experience, iteration=self.state.next_iteration)
         metrics = self._metrics(usable, experience) | updates
-        metrics["num_unscored_rollouts"] = float(scored.num_unscored)
+        metrics |= scored.left_out()
         self._end_iteration(usable, tracker)
         return named(metrics | timer.metrics())
 
@@ -101,14 +101,14 @@ class PPO:
         return self.state.next_iteration == self.settings.num_iterations
 
     def _skip_iteration(self, scored: Scored) -> dict[str, float]:
-        """The metrics of an iteration in which no response has a finite score: nothing is trained.
+        """The metrics of an iteration in which no response is usable: nothing is trained.
 
         Raises:
             NotFiniteError: several iterations or steps in a row had none.
         """
         self.updater.guard.passes([math.nan])
         self.state.next_iteration += 1
-        return named({"num_unscored_rollouts": float(scored.num_unscored), "num_steps": 0.0})
+        return named(scored.left_out() | {"num_steps": 0.0})
 
     def _metrics(self, scored: Scored, experience: Experience) -> dict[str, float]:
         """The iteration's metrics but for those of its updates."""

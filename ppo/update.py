@@ -173,13 +173,13 @@ def _rows_of_this_rank(rollouts: Rollouts, rows: Sequence[int]) -> list[int]:
 
 
 def _summary(steps: list[dict[str, float]], *, stopped_early: bool) -> dict[str, float]:
-    """Means over the steps that were taken, and what the first one was like before any update."""
+    """Means over the steps that were taken, and what the first of them was like: before any update."""
     good = [step for step in steps if not step["skipped"]]
     names = sorted({name for step in good for name in step} - {"skipped"})
     summary = {name: float(np.mean([step[name] for step in good if name in step])) for name in names}
     for name in ("approx_kl", "policy_clip_fraction"):
-        if name in steps[0]:
-            summary[f"first_{name}"] = steps[0][name]
+        if good and name in good[0]:
+            summary[f"first_{name}"] = good[0][name]
     return summary | {
         "num_steps": float(len(good)),
         "num_skipped_steps": float(len(steps) - len(good)),

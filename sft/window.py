@@ -1,5 +1,6 @@
 """What a line of the training metrics is about: the optimizer steps since the line before."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +50,9 @@ class Window:
             self._loss += loss
         for report in self._step_reports:
             for name in _MEANS.keys() & report.keys():
-                self._means.setdefault(name, []).append(report[name])
+                # An entropy may be not a number where logits are infinite, though loss and gradients are.
+                if math.isfinite(report[name]):
+                    self._means.setdefault(name, []).append(report[name])
         self.num_steps += 1
         self.gradient_norm = gradient_norm
         self._forget_step()

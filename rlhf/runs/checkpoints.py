@@ -5,8 +5,9 @@
         state.json              everything else, and which names share one tensor
         checksums.json          SHA-256 of the other two
 
-A checkpoint appears by one rename. One that does not match its checksums is skipped, with a warning, for the
-one before it. There are no pickles: what is not a tensor is JSON. Kept are the newest few and the best one.
+A checkpoint appears by one rename. One that does not match its checksums, or that holds NaN or an infinity,
+is skipped, with a warning, for the one before it; none that holds such a number is written. There are no
+pickles: what is not a tensor is JSON. Kept are the newest few and the best one.
 """
 
 import json
@@ -26,7 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rlhf import preemption
+from rlhf.errors import UserError
 from rlhf.runs.files import OLD, PARTIAL, remove, replace, sha256_file, storing, sync_tree
+from rlhf.runs.finite import first_not_finite
 
 CHECKPOINTS = "checkpoints"
 
@@ -85,12 +88,19 @@ def save(
     All others are deleted but the newest `keep` and that of step `best`. Those of later steps go too: they
     are damaged, or of training that is being done again. Tensors may share memory (those that are the same
     are stored once) and may be of any dtype, shape and device. `state` comes back as JSON gives it: tuples as
-    lists, keys as strings; infinities and NaN survive. A preemption waits until the checkpoint is written.
+    lists, keys as strings. A preemption waits until the checkpoint is written.
 
     Raises:
-        UserError: no space, or no permission to write; the earlier checkpoints are intact.
+        UserError: no space, no permission to write, or a number that is not finite; the earlier checkpoints
+            are intact.
     """
     assert keep >= 1
+    if (name := first_not_finite(tensors, state)) is not None:
+        raise UserError(
+            f"`{name}` of step {step} is not finite, so no checkpoint of that step is written",
+            where=str(folder),
+            fix="The same command resumes from the checkpoint before it.",
+        )
     root = folder / CHECKPOINTS
     final = root / f"step-{step:06d}"
     staging = root / f"{final.name}.new{PARTIAL}"
@@ -257,6 +267,8 @@ def _read(folder: Path, step: int) -> Checkpoint:
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _DamagedError(f"it cannot be read ({error})") from None
     tensors |= {name: tensors[origin] for name, origin in record["same_as"].items()}
+    if (wrong := first_not_finite(tensors, record["state"])) is not None:
+        raise _DamagedError(f"it holds a number that is not finite (`{wrong}`)")
     return Checkpoint(step=step, tensors=tensors, state=record["state"])
 
 

@@ -154,7 +154,7 @@ def test_rollouts_that_are_left_out_take_their_states_with_them(monkeypatch: pyt
             monkeypatch.setattr(Backbone, "run_trunk", lambda self, batch: None)
         game = Game(ppo_settings(lora=TOP_ONE), noisy=True)
         game.reward = SometimesNoReward()
-        usable = game.rollouts().with_finite_scores()
+        usable = game.rollouts().usable()
         assert usable is not None
         assert len(usable.rollouts) == 10
         assert (usable.rollouts.trunk is not None) == with_trunk

