@@ -16,7 +16,9 @@ from ppo.config import PPOSettings
 from reward.model import RewardModel, load_reward, measure_normalization, raw_scores
 from rlhf.data.scorers import load_scorer
 from rlhf.model.backbone import Backbone
-from rlhf.sampling.rollouts import Rollouts
+from rlhf.sampling.judged import judged_responses, stopped_rows
+from rlhf.sampling.rollouts import Rollouts, from_lists
+from rlhf.settings.groups import SamplingSettings
 
 # Shapes: B rollouts, H hidden size.
 
@@ -34,18 +36,34 @@ class RewardSource(Protocol):
 
 
 class AdapterReward:
-    """The reward stage's adapter on the backbone: normalized score at the last real token."""
+    """The reward stage's adapter on the backbone: normalized score at the last token of what is judged."""
 
-    def __init__(self, model: RewardModel, *, max_tokens: int) -> None:
+    def __init__(self, model: RewardModel, *, max_tokens: int, sampling: SamplingSettings) -> None:
         self.model, self._backbone, self._max_tokens = model, model.backbone, max_tokens
+        self._sampling = sampling
 
     def score(self, rollouts: Rollouts, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
         del prompts, responses
         scores_B = torch.zeros(len(rollouts), device=self._backbone.device)
-        with torch.no_grad():
-            for batch in rollouts.micro_batches(self._max_tokens):
-                scores_B[batch.rows] = raw_scores(self._backbone, batch.tokens, trunk_BLH=batch.trunk_BLH)
+        stopped = stopped_rows(self._backbone, rollouts)
+        if not stopped:
+            self._score_rows(rollouts, range(len(rollouts)), scores_B)
+            return self.model.normalized(scores_B)
+        others = [row for row in range(len(rollouts)) if row not in set(stopped)]
+        if others:
+            self._score_rows(rollouts.select(others), others, scores_B)
+        drawn = rollouts.select(stopped)
+        judged = judged_responses(self._backbone, drawn, self._sampling)
+        # Their last token is another than was drawn, so the trunk's states are of no use here.
+        self._score_rows(from_lists(drawn.prompt_lists(), judged, self._backbone), stopped, scores_B)
         return self.model.normalized(scores_B)
+
+    @torch.no_grad()
+    def _score_rows(self, rollouts: Rollouts, rows: Sequence[int], scores_B: Tensor) -> None:
+        """Write the raw scores of `rollouts`, as they stand, into `rows` of `scores_B`."""
+        for batch in rollouts.micro_batches(self._max_tokens):
+            scores = raw_scores(self._backbone, batch.tokens, trunk_BLH=batch.trunk_BLH)
+            scores_B[[rows[place] for place in batch.rows]] = scores
 
 
 class FunctionReward:
@@ -79,7 +97,7 @@ def build_roles(
         assert reward_folder is not None
         model = load_reward(backbone, reward_folder, expected_base_sha256=base_sha256)
         model = normalized_here(model, prompts, settings, seed=seed)
-        reward = AdapterReward(model, max_tokens=settings.micro_batch_tokens)
+        reward = AdapterReward(model, max_tokens=settings.micro_batch_tokens, sampling=settings.sampling)
     else:
         reward = FunctionReward(settings.reward)
     backbone.add_adapter(POLICY, settings.lora, seed=seed)

@@ -26,6 +26,7 @@ from rlhf.parallel.world import world
 from rlhf.runs.files import sha256_file
 from rlhf.runs.manifest import MODEL, JsonFile, Manifest
 from rlhf.sampling.engine import sample
+from rlhf.sampling.judged import judged_responses
 from rlhf.settings.groups import Precision, SamplingSettings
 
 # Shapes: B sequences, L tokens of a padded sequence, H hidden size, S samples.
@@ -164,7 +165,8 @@ def measure_normalization(
             keys=[(NORMALIZATION, row, place // len(order)) for row, place in zip(rows, places, strict=True)],
             seed=seed,
         )
-        sequences = [p + r for p, r in zip(rollouts.prompt_lists(), rollouts.response_lists(), strict=True)]
+        responses = judged_responses(backbone, rollouts, sampling)
+        sequences = [p + r for p, r in zip(rollouts.prompt_lists(), responses, strict=True)]
         scores_S = score_sequences(backbone, sequences, max_tokens=max_tokens)
         scores_S = ours.unshard_tensor(scores_S, num_samples).double()
         ended_S = ours.unshard_tensor(rollouts.ended_B, num_samples)

@@ -126,7 +126,9 @@ def add_roles(backbone: Backbone, case: Case) -> Engine:
         eos_ids=list(backbone.eos_ids),
         max_tokens=backbone.max_length,
     )
-    reward = AdapterReward(RewardModel(backbone, card), max_tokens=settings.micro_batch_tokens)
+    reward = AdapterReward(
+        RewardModel(backbone, card), max_tokens=settings.micro_batch_tokens, sampling=settings.sampling
+    )
     return Engine(case, backbone, reward, settings)
 
 

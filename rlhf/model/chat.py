@@ -99,6 +99,12 @@ def decode_completion(tokenizer: Any, prompt_ids: Sequence[int], ids: Sequence[i
     return _decode(tokenizer, [*anchor, *ids])[len(_decode(tokenizer, anchor)) :]
 
 
+def continuation_ids(tokenizer: Any, before: Sequence[int], text: str) -> list[int]:
+    """Ids of a text where it follows the ids `before`; none of its own words becomes a special token."""
+    pieces = _cut(text, _special_tokens(tokenizer))
+    return _encode_pieces(tokenizer, pieces, before)[len(before) :]
+
+
 def prompt_text(prompt: str | Turns) -> str:
     """A prompt as people and scorers read it: its text, a lone message's, or "role: content" of each."""
     if isinstance(prompt, str):

@@ -219,9 +219,10 @@ def responses_text(backbone: Backbone, rollouts: Rollouts, settings: SamplingSet
     """The responses as text, EOS and stop strings removed."""
     pairs = zip(rollouts.prompt_lists(), rollouts.response_lists(), strict=True)
     texts = [decode_completion(backbone.tokenizer, prompt, response) for prompt, response in pairs]
-    return [_before_stop(text, settings.stop) for text in texts]
+    return [before_stop(text, settings.stop) for text in texts]
 
 
-def _before_stop(text: str, stop: Sequence[str]) -> str:
+def before_stop(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the stop strings in it."""
     cuts = [text.index(string) for string in stop if string in text]
     return text[: min(cuts)] if cuts else text

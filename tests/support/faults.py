@@ -1,8 +1,8 @@
 """Numbers that are not finite, planted in one place of one iteration of PPO.
 
 `python -m tests.support.faults RUNS OUT`: RUNS holds a finished run `micro`. Each case of `CASES` trains its
-policy, on one process or on two under the real DeepSpeed, once for every fault, and leaves in OUT what came of
-it, by fault. The test that reads it is tests/integration/test_ppo_faults.py.
+policy, on one process or on two under the real DeepSpeed, once for every fault, and leaves in OUT what came
+of it, by fault. The test that reads it is tests/integration/test_ppo_faults.py.
 """
 
 import contextlib

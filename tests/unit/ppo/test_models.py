@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,12 +11,14 @@ from ppo.evaluate import merged_gap
 from ppo.models import POLICY, VALUE, AdapterReward, build_roles
 from ppo.prompts import Requests
 from ppo.rollout import RolloutScorer, Sampler
-from reward.model import ROLE, RewardCard, measure_normalization
+from reward.model import NORMALIZATION, ROLE, RewardCard, measure_normalization, score_sequences
 from rlhf.model.adapters import init_head
-from rlhf.model.backbone import Backbone
+from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.model.batching import TokenBatch
+from rlhf.sampling.engine import sample
+from rlhf.sampling.judged import judged_responses, stopped_rows
 from rlhf.settings.groups import Precision
-from tests.invariant.test_ppo_properties import PRECISIONS, PROMPTS, ppo_settings
+from tests.invariant.test_ppo_properties import PRECISIONS, PROMPTS, ppo_settings, schedule
 from tests.support.small import perturb, small_backbone
 from tests.unit.reward.test_model import published
 
@@ -103,3 +106,54 @@ def test_the_merged_policy_differs_by_the_rounding_of_the_base_it_was_trained_on
     gap = merged_gap(scored, backbone.merged(POLICY), SETTINGS)
     assert low <= gap["merged_gap_nats_mean"] <= high
     assert gap["merged_gap_nats_mean"] <= gap["merged_gap_nats_max"]
+
+
+@pytest.mark.parametrize("top_layers", [None, 1])
+def test_a_stopped_response_scores_as_its_text_before_the_stop_with_an_eos(
+    tmp_path: Path, top_layers: int | None
+) -> None:
+    """Its sampled tokens score otherwise: no ranked completion ends with a stop string."""
+    _, folder = published(tmp_path)
+    settings = SETTINGS.model_copy(
+        update={
+            "sampling": SETTINGS.sampling.model_copy(update={"stop": ["w9", "w17"]}),
+            "lora": SETTINGS.lora.model_copy(update={"top_layers": top_layers}),
+        }
+    )
+    backbone = small_backbone()
+    reward = build_roles(
+        backbone, settings, reward_folder=folder, base_sha256="a" * 64, prompts=PROMPTS.ids, seed=1
+    )
+    assert isinstance(reward, AdapterReward)
+    requests = schedule(settings).of_iteration(0)
+    sampled = Sampler(backbone, settings, seed=1).sample(requests, role=POLICY)
+    rollouts = sampled.rollouts.with_trunk(backbone, 64)
+    stopped = stopped_rows(backbone, rollouts)
+    assert 2 <= len(stopped) < len(rollouts)
+    scores_B = reward.score(rollouts, sampled.prompts, sampled.responses)
+    prompts, responses = rollouts.prompt_lists(), rollouts.response_lists()
+    for row, drawn in enumerate(responses):
+        judged = drawn
+        if row in stopped:
+            judged = [*drawn[:-1], backbone.eos_ids[0]]  # each stop string is one token
+        with torch.no_grad():
+            alone = reward.model.normalized(
+                reward.model.raw(TokenBatch(torch.tensor([prompts[row] + judged])))
+            )
+        torch.testing.assert_close(scores_B[row], alone[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_published_normalization_judges_stopped_samples_alike(tmp_path: Path) -> None:
+    _, folder = published(tmp_path)
+    backbone, _ = roles(folder, "fp32")
+    sampling = SETTINGS.sampling.model_copy(update={"stop": ["w9", "w17"], "max_response_tokens": 12})
+    measured = measure_normalization(backbone, PROMPTS.ids, sampling, num_samples=30, max_tokens=64, seed=1)
+    order = np.random.default_rng([1, NORMALIZATION]).permutation(len(PROMPTS))
+    keys = [(NORMALIZATION, int(order[i % len(order)]), i // len(order)) for i in range(30)]
+    prompts = [PROMPTS.ids[key[1]] for key in keys]
+    drawn = sample(backbone, prompts, role=REFERENCE, settings=sampling, keys=keys, seed=1)
+    assert stopped_rows(backbone, drawn)
+    judged = judged_responses(backbone, drawn, sampling)
+    sequences = [prompt + ids for prompt, ids in zip(prompts, judged, strict=True)]
+    expected = score_sequences(backbone, sequences, max_tokens=64).double()
+    torch.testing.assert_close(measured.scores_S, expected, atol=1e-5, rtol=1e-5)
