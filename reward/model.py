@@ -7,6 +7,7 @@ raw scores of the SFT policy's own samples: a normalized score is one with mean 
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ CARD_FILE = "reward.json"
 NORMALIZATION = 2**41
 """Stands where an iteration would in a noise key: no rollout of a later stage shares this noise."""
 _WEIGHTS = (".safetensors", ".bin")
+_SMALLEST_STD = 1e-6
+_NOISE: dict[Precision, float] = {"fp32": 1e-5, "bf16": 5e-3, "int8": 5e-3, "nf4": 5e-3}
+"""Share of a score that is rounding: ten times what two ways of computing the same score differ by."""
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")
 
 
@@ -52,7 +56,7 @@ class RewardCard(JsonFile):
     mean: float = Field(validation_alias="offset", serialization_alias="offset")
     """Mean raw score of the SFT policy's own samples; `offset` in the file."""
     std: float = Field(validation_alias="spread", serialization_alias="spread")
-    """Standard deviation of the same scores, or 1 if they are all equal; `spread` in the file."""
+    """Standard deviation of the same scores, 1 if they are equal but for rounding; `spread` in the file."""
     num_reference_samples: int
     eos_ids: list[int]
     """Tokens that end a completion; a completion is scored with its EOS."""
@@ -81,9 +85,11 @@ class Normalization:
     """Raw scores of the SFT policy's own samples."""
 
     scores_S: Tensor
-    """In float64."""
+    """In float64, all of them finite."""
     num_ended: int
     """Samples that ended by themselves."""
+    precision: Precision
+    """Of the base that they were measured on."""
 
     @property
     def mean(self) -> float:
@@ -91,8 +97,18 @@ class Normalization:
 
     @property
     def std(self) -> float:
-        """Standard deviation, or 1 if all scores are equal."""
-        return float(self.scores_S.std(correction=0)) or 1.0
+        """Standard deviation, or 1 if all scores are equal but for rounding."""
+        largest = float(self.scores_S.abs().max())
+        return usable_std(float(self.scores_S.std(correction=0)), largest=largest, precision=self.precision)
+
+
+def usable_std(std: float, *, largest: float, precision: Precision) -> float:
+    """`std`, or 1 if it is no more than rounding makes of equal scores of the size `largest`.
+
+    Divided by rounding noise, the first real difference would be a reward of millions.
+    """
+    is_noise = std <= max(_NOISE[precision] * largest, _SMALLEST_STD)
+    return 1.0 if is_noise else std
 
 
 class RewardModel:
@@ -134,6 +150,12 @@ def load_reward(backbone: Backbone, folder: Path, *, expected_base_sha256: str) 
             where=str(folder),
             fix="Train the reward stage again on this SFT model, or go back to the one that it belongs to.",
         )
+    std = usable_std(card.std, largest=abs(card.mean), precision=card.precision)
+    if std != card.std:
+        if world().is_rank0:
+            what = f"a standard deviation of {card.std:.1e} around {card.mean:.3g} is rounding noise"
+            print(f"warning: {folder / CARD_FILE}: {what}, and scores are not divided by it", file=sys.stderr)
+        card = card.model_copy(update={"std": std})
     backbone.load_adapter(ROLE, folder)
     load_score_head(backbone.add_head(ROLE, bias=False), folder)
     return RewardModel(backbone, card)
@@ -150,7 +172,11 @@ def measure_normalization(
 ) -> Normalization:
     """Score `num_samples` samples of the SFT policy (the role `reference`) with the role `reward`.
 
-    Every prompt is used once before any is used again. A forward pass takes `max_tokens` padded tokens.
+    Every prompt is used once before any is used again. A forward pass takes `max_tokens` padded tokens. A
+    score that is not finite is left out, with a warning.
+
+    Raises:
+        UserError: no score is finite.
     """
     ours = world()
     order = np.random.default_rng([seed, NORMALIZATION]).permutation(len(prompts))
@@ -170,7 +196,18 @@ def measure_normalization(
         scores_S = score_sequences(backbone, sequences, max_tokens=max_tokens)
         scores_S = ours.unshard_tensor(scores_S, num_samples).double()
         ended_S = ours.unshard_tensor(rollouts.ended_B, num_samples)
-    return Normalization(scores_S, int(ended_S.sum()))
+    finite_S = scores_S[scores_S.isfinite()]
+    if not len(finite_S):
+        raise UserError(
+            f"none of {num_samples} samples of the SFT policy has a finite score",
+            where="reward model",
+            fix="Train the reward stage again with a lower reward.learning_rate (CLEAN=1).",
+        )
+    if ours.is_rank0 and len(finite_S) < num_samples:
+        num_lost = num_samples - len(finite_S)
+        what = f"{num_lost} of {num_samples} samples of the SFT policy have no finite score"
+        print(f"warning: reward: {what}, and are not in its mean and std", file=sys.stderr)
+    return Normalization(finite_S, int(ended_S.sum()), backbone.precision)
 
 
 def raw_scores(backbone: Backbone, batch: TokenBatch, *, trunk_BLH: Tensor | None = None) -> Tensor:

@@ -146,7 +146,7 @@ class SamplingSettings(Settings):
     temperature: float = setting(1.0, gt=0)
     """Logits are divided by this before the softmax."""
     stop: list[Annotated[str, Field(min_length=1)]] = []
-    """A response also ends where one of these strings appears. Every judge sees the text before it, and EOS."""
+    """A response also ends where one of these strings appears; judged is the text before it, and EOS."""
     batch_size: int = setting(64, semantic=False, ge=1)
     """Sequences decoded together."""
 

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from reward.model import RewardCard, base_identity, folder_identity, load_reward, score_sequences
+from reward.model import (
+    Normalization,
+    RewardCard,
+    base_identity,
+    folder_identity,
+    load_reward,
+    measure_normalization,
+    score_sequences,
+)
 from reward.publish import write_model
 from rlhf.errors import UserError
 from rlhf.model.adapters import init_head
@@ -14,7 +22,7 @@ from rlhf.model.backbone import Backbone
 from rlhf.model.batching import TokenBatch
 from rlhf.runs.files import sha256_file
 from rlhf.runs.manifest import Manifest
-from rlhf.settings.groups import Precision
+from rlhf.settings.groups import Precision, SamplingSettings
 from tests.support.small import perturb, small_backbone, write_small_model
 from tests.unit.reward.groups import random_groups
 
@@ -168,3 +176,44 @@ def test_noise_in_the_adapter_moves_the_score(tmp_path: Path) -> None:
     before = score_sequences(backbone, SEQUENCES, max_tokens=1000)
     perturb(backbone, "reward", seed=9)
     assert not torch.allclose(before, score_sequences(backbone, SEQUENCES, max_tokens=1000))
+
+
+@pytest.mark.parametrize(("precision", "noise"), [("fp32", 1e-7), ("bf16", 1e-3), ("nf4", 1e-3)])
+@pytest.mark.parametrize("size", [1e-4, 1.0, 300.0])
+def test_scores_that_differ_by_rounding_alone_are_not_divided_by_it(
+    precision: Precision, noise: float, size: float
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores_S = size * (1 + noise * torch.randn(50, generator=generator, dtype=torch.float64))
+    assert Normalization(scores_S, 50, precision).std == 1.0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+def test_scores_that_differ_more_have_their_own_std(precision: Precision, mean: float) -> None:
+    scores_S = mean + 0.1 * torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert Normalization(scores_S, 50, precision).std == float(scores_S.std(correction=0))
+
+
+def test_an_older_card_with_a_std_of_rounding_noise_is_loaded_with_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, folder = published(tmp_path, std=2e-8)
+    assert load_reward(small_backbone(), folder, expected_base_sha256="a" * 64).std == 1.0
+    assert "2.0e-08 around 0.5 is rounding noise" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+def test_samples_without_a_finite_score_are_left_out_of_mean_and_std(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: float
+) -> None:
+    scores = torch.tensor([1.0, number, 3.0, 5.0])
+    monkeypatch.setattr("reward.model.score_sequences", lambda *args, **kwargs: scores)
+    backbone = small_backbone("reward")
+    sampling = SamplingSettings(max_response_tokens=3)
+    measured = measure_normalization(backbone, [[5, 6]], sampling, num_samples=4, max_tokens=64, seed=1)
+    assert measured.scores_S.tolist() == [1.0, 3.0, 5.0]
+    assert "1 of 4 samples of the SFT policy have no finite score" in capsys.readouterr().err
+    scores[:] = number
+    with pytest.raises(UserError, match="none of 4 samples of the SFT policy has a finite score"):
+        measure_normalization(backbone, [[5, 6]], sampling, num_samples=4, max_tokens=64, seed=1)
