@@ -79,13 +79,14 @@ def _init_process_group(backend: str) -> None:
 
 def _device(name: str) -> torch.device:
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and world().is_launched:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        # Tokens are drawn by sums in float64, which Apple's MPS does not have.
+        torch.empty(1, device=device, dtype=torch.float64)
+    except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"cannot use the device: {reason}", where=f"run.device={name}", fix="Try auto or cpu."

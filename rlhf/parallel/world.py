@@ -185,6 +185,11 @@ class World:
         finally:
             self._before_collectives.remove(work)
 
+    @property
+    def passes_are_collectives(self) -> bool:
+        """Whether a forward pass is itself a collective, so that all of its Python must run in every pass."""
+        return bool(self._before_collectives)
+
     def _prepare_collective(self) -> None:
         for work in self._before_collectives:
             work()

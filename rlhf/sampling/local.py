@@ -16,6 +16,7 @@ from transformers import Cache, DynamicCache
 
 from rlhf.model.backbone import Backbone
 from rlhf.model.batching import pad
+from rlhf.parallel.world import world
 from rlhf.sampling.draws import Draws
 from rlhf.sampling.fixed_step import FixedStep, fixed_shapes_pay
 from rlhf.sampling.kv_slots import Columns, KVSlots, columns_for
@@ -50,7 +51,8 @@ def sample(
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     with backbone.role(role), torch.inference_mode():
         if backbone.has_plain_cache:
-            fixed_shapes = fixed_shapes_pay(backbone.device, settings)
+            # A captured step runs no Python when it is replayed, and so would gather no layer's weights.
+            fixed_shapes = fixed_shapes_pay(backbone.device, settings) and not world().passes_are_collectives
             SlotDecoder(backbone, prompts, draws, settings, fixed_shapes=fixed_shapes).run(order)
         else:
             _decode_in_batches(backbone, prompts, draws, order, settings)

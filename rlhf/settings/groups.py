@@ -38,7 +38,7 @@ class RunSettings(Settings):
     seed: int = setting(0, ge=0, lt=2**32)
     """Every random choice of every stage is a function of this number."""
     device: str = setting("auto", semantic=False)
-    """`auto` (CUDA, else MPS, else CPU) or a torch device such as `cpu`, `cuda:1`."""
+    """`auto` (CUDA, else CPU) or a torch device such as `cpu`, `cuda:1`."""
     threads: int = setting(0, semantic=False, ge=0, le=1024)
     """CPU threads that torch uses; 0 leaves torch's own choice."""
     gather: Literal["auto", "whole", "layers"] = setting("auto", semantic=False)

@@ -41,7 +41,7 @@ def ranks(out: Path, request: pytest.FixtureRequest) -> list[Results]:
 def test_the_state_is_finite_and_resumes(ranks: list[Results]) -> None:
     for results in ranks:
         assert len(results) == 1 + len(PLACES) * len(NUMBERS)
-        # `tests.support.faults` goes on from a checkpoint after every iteration.
+        # `tests.support.faults` resumes from a checkpoint after every iteration.
         assert {fault: result["not_finite"] for fault, result in results.items()} == dict.fromkeys(results)
 
 

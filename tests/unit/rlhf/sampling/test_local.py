@@ -10,8 +10,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from rlhf.model.backbone import Backbone
+from rlhf.parallel.world import world
 from rlhf.sampling import local
 from rlhf.sampling.engine import sample
+from rlhf.sampling.fixed_step import FixedStep
 from rlhf.sampling.rollouts import Rollouts, responses_text
 from rlhf.settings.groups import ModelSettings, SamplingSettings
 from tests.support.small import LORA, perturb, small_backbone, word_tokenizer
@@ -252,3 +254,25 @@ def test_nothing_keeps_the_cache_when_the_last_token_is_drawn(
         assert [decoder() for decoder in decoders] == [None]
     finally:
         gc.enable()
+
+
+def test_no_step_is_captured_where_a_pass_gathers_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replayed step would skip the gathers that the other ranks wait in."""
+    steps: list[bool] = []
+
+    class Captured(FixedStep):
+        def __call__(self, run: Callable[[], torch.Tensor]) -> torch.Tensor:
+            steps.append(world().passes_are_collectives)
+            return super().__call__(run)
+
+    monkeypatch.setattr(local, "fixed_shapes_pay", lambda device, settings: True)
+    monkeypatch.setattr(local, "FixedStep", Captured)
+    backbone = small_backbone("policy")
+    free = draw(backbone, MANY, MANY_KEYS)
+    assert steps
+    assert not any(steps)
+    steps.clear()
+    with world().before_collectives(lambda: None):
+        gathering = draw(backbone, MANY, MANY_KEYS)
+    assert not steps
+    assert free.response_lists() == gathering.response_lists()
