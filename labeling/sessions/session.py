@@ -99,13 +99,15 @@ class Session:
         Raises:
             UserError: the draft does not fit the item.
         """
-        checked = draft.checked(len(task.completions), self.rules)
+        draft.checked(
+            len(task.completions), self.rules
+        )  # and kept as it was typed, which the screen shows again
         seconds = self.touch(task)
         with self.project.database.write() as transaction:
             row = work_of(transaction, task.item_id, self._terminal.labeler_id)
             if row is None or row["state"] != "leased" or row["session"] != self.session_id:
                 return False
-            data = self._lease(transaction) | {"draft": checked.in_own_order(_shown(row)).to_json()}
+            data = self._lease(transaction) | {"draft": draft.in_own_order(_shown(row)).to_json()}
             if row["draft"] is None or json.loads(row["draft"]) != data["draft"]:
                 record(transaction, self._event("saved", task.item_id, seconds=seconds, data=data))
             else:

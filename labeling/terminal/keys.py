@@ -23,8 +23,14 @@ class Key:
 KEYS = (
     Key("1", "digit(1)", "1 … 9", "rank the answer in focus; 1 is best"),
     Key("f", "fail", "f", "the answer has failed"),
-    Key("0,backspace,delete", "clear", "0", "take its rank away"),
-    Key("g", "score", "g 1 … 7", "its quality score, if the project has them"),
+    Key("0", "digit(0)", "0", "take its rank and its score away"),
+    Key("backspace,delete", "clear", "", ""),
+    Key(
+        "g",
+        "score",
+        "g 1 … 7",
+        "its quality score, if the project has them; right after a rank, that answer's",
+    ),
     Key("right,tab,l,n", "answer(1)", "→ or Tab", "next answer"),
     Key("left,shift+tab,h", "answer(-1)", "← or Shift+Tab", "the answer before"),
     Key("down,j", "rows(1)", "↓ ↑", "scroll the answers by a row"),
@@ -53,8 +59,14 @@ def bindings() -> list[Binding]:
     opens a question, however fast it is typed, is part of the answer.
     """
     digits = [(digit, f"digit({digit})") for digit in DIGITS]
-    others = [(key.keys, key.action) for key in KEYS if not key.action.startswith("digit")]
+    others = [(_both_cases(key.keys), key.action) for key in KEYS if key.action != "digit(1)"]
     return [Binding(keys, f"key({_call(action)})", priority=True) for keys, action in digits + others]
+
+
+def _both_cases(keys: str) -> str:
+    """With the capital of every letter: where Caps Lock is on, a letter must not be lost among the digits."""
+    names = keys.split(",")
+    return ",".join([*names, *(name.upper() for name in names if len(name) == 1 and name.isalpha())])
 
 
 def _call(action: str) -> str:

@@ -90,6 +90,16 @@ def greeting(arrived: Arrived, draft: Draft) -> str:
     return ""
 
 
+def after_rank(draft: Draft) -> str:
+    """What the next keys would do, where it is not what the focus says alone."""
+    said = []
+    if draft.judgement.complete:
+        said.append(f"All ranked: Enter submits; a digit changes answer {draft.focus + 1}")
+    if draft.rules.quality_scores and draft.just_ranked is not None:
+        said.append(f"g scores answer {draft.just_ranked + 1}")
+    return "; ".join(said)
+
+
 def prompt_hint(rows_below: int, *, whole: bool) -> str:
     """What stands at the right end of the prompt's heading."""
     if whole:

@@ -87,7 +87,7 @@ class PlainScreen:
                 elif word == "skip":
                     self._session.skip(task, rest)
                     return self._until_stored(self._session.next)
-                elif word[:1].isdigit() or word in ("F", "f"):
+                elif _are_ranks(word):
                     return self._submit(task, line)
                 else:
                     self._lesser(task, word, rest)
@@ -104,7 +104,7 @@ class PlainScreen:
         elif word == "note":
             self._keep(task, Judgement(draft.ranks, draft.scores, rest.strip()))
         elif word == "score":
-            self._keep(task, Judgement(draft.ranks, _scores(rest), draft.note))
+            self._keep(task, self._scored(task, _scores(rest)))
         elif word == "show":
             self._show(task)
         elif word in ("?", "help"):
@@ -112,6 +112,16 @@ class PlainScreen:
             self._say(COMMANDS)
         else:
             self._say(f"There is no command {sanitize_line(word)[:20]}; ? lists them.")
+
+    def _scored(self, task: Task, scores: tuple[int, ...]) -> Judgement:
+        """The draft with these scores; a refusal says that numbers alone would be ranks."""
+        found = Judgement(self._draft.ranks, scores, self._draft.note)
+        try:
+            found.checked(len(task.completions), self._session.rules)
+        except UserError as error:
+            again = "Nothing is kept: begin with `score` again, numbers alone are ranks."
+            raise UserError(error.what, fix=f"{error.fix or ''} {again}".strip()) from None
+        return found
 
     def _keep(self, task: Task, draft: Judgement) -> None:
         kept = self._session.save(task, draft)
@@ -152,6 +162,8 @@ class PlainScreen:
         if any(rank is not None for rank in task.draft.ranks):
             entered = " ".join("-" if rank is None else str(rank) for rank in task.draft.ranks)
             self._say(f"Entered so far: {entered}")
+        if any(score is not None for score in task.draft.scores):
+            self._say(f"Scores so far: {' '.join('-' if s is None else str(s) for s in task.draft.scores)}")
         if task.draft.note:
             self._say(f"Note: {sanitize_line(task.draft.note)}")
         self._say("Ranks?")
@@ -197,8 +209,14 @@ def parse_ranks(line: str) -> tuple[Rank, ...]:
     return tuple(found)
 
 
+def _are_ranks(word: str) -> bool:
+    """Whether a line that begins with this word is meant as ranks."""
+    return word[:1].isdigit() or word.split(",")[0] in ("F", "f")
+
+
 def _scores(text: str) -> tuple[int, ...]:
     words = text.replace(",", " ").split()
     if not words or not all(word.isascii() and word.isdigit() and len(word) <= MAX_DIGITS for word in words):
-        raise UserError("scores are whole numbers from 1 to 7", fix="Give one for each answer.")
+        fix = "Give one for each answer, after `score`: numbers alone are ranks."
+        raise UserError("scores are whole numbers from 1 to 7", fix=fix)
     return tuple(int(word) for word in words)

@@ -149,3 +149,26 @@ def test_a_locked_database_is_waited_for_and_nothing_is_lost(project: Project) -
             assert "3:3rd" in shown or "question 0" in shown
         screen.until_shown("question 1")
     assert len(read_labels(project)) == 1
+
+
+def test_keys_land_where_the_screen_shows_it(tmp_path: Path) -> None:
+    """In a terminal of 80×24: a ranking typed over another, a score after a rank, a score that is none."""
+    texts = ("answer a", "answer b", "answer c", "answer d")
+    with (
+        small_project(str(tmp_path / "scored"), *texts, quality_scores=True) as project,
+        terminal(*rank(project)) as screen,
+    ):
+        screen.until_shown("question 0")
+        screen.press("1", "2", "3", "4")
+        screen.until_shown("All ranked")
+        screen.press("4", "3", "2", "1")
+        screen.until_shown("1:4th   2:3rd   3:2nd   4:1st")
+        screen.press("Enter")
+        screen.until_shown("question 1")
+        time.sleep(0.5)
+        screen.press("2", "g", "6", "g", "9", "5", "1")
+        screen.until_shown("1:2nd/6   2:1st/5   3:·   4:·")
+        screen.press("q")
+        screen.until_shown("status=0")
+    [label] = read_labels(project)
+    assert sorted(label.ranks) == [1, 2, 3, 4]
