@@ -32,6 +32,7 @@ class Decision:
     by: int
     """The adjudicator's number among the labelers."""
     note: str
+    event_id: int
 
 
 @dataclass(frozen=True)
@@ -126,5 +127,6 @@ def _in_force(rows: Iterable[RowMapping]) -> dict[int, Decision]:
         if row["kind"] == "reopened":
             made.pop(data["undoes"], None)
         else:
-            made[row["id"]] = Decision(row["item_id"], tuple(data["ranks"]), row["labeler_id"], data["note"])
+            ranks = tuple(data["ranks"])
+            made[row["id"]] = Decision(row["item_id"], ranks, row["labeler_id"], data["note"], row["id"])
     return {decision.item_id: decision for decision in made.values()}

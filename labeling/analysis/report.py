@@ -26,7 +26,8 @@ UNDETERMINED = "not determined"
 
 def status_json(status: Status) -> str:
     """All of it as JSON; an estimate is {"value", "low", "high"}, or null."""
-    values = dataclasses.asdict(dataclasses.replace(status, cohen={}))
+    values = dataclasses.asdict(dataclasses.replace(status, cohen={}, given=()))
+    values["given"] = [each.to_json() for each in status.given]
     values["cohen"] = [
         {"labelers": list(names), "kappa": None if kappa is None else dataclasses.asdict(kappa)}
         for names, kappa in status.cohen.items()
@@ -44,6 +45,7 @@ def print_status(status: Status) -> None:
             "disputed, decided, flagged",
             f"{status.disputed_items:,}, {status.decided_items:,}, {status.flagged_items:,}",
         ),
+        *_given_rows(status),
         ("unanimous of compared", f"{agreed.unanimous_items:,} of {agreed.compared_items:,}"),
         ("pairwise agreement", _shown(agreed.pairwise)),
         ("Fleiss's kappa", _shown(agreed.fleiss)),
@@ -59,6 +61,20 @@ def print_status(status: Status) -> None:
     for labeler in status.labelers:
         table.add_row(*(Text(cell) for cell in _cells(labeler)))
     _console().print(table)
+
+
+def _given_rows(status: Status) -> list[tuple[str, str]]:
+    """What people said apart from ranks, in numbers; `--json` has the words."""
+    rows = []
+    if status.flag_reasons:
+        reasons = [f"{sanitize_line(reason)} ({n:,})" for reason, n in status.flag_reasons.items()]
+        rows.append(("flagged, and so not exported", ", ".join(reasons)))
+    if status.given:
+        scored = sum(each.scores is not None for each in status.given)
+        notes = sum(each.note is not None for each in status.given)
+        skips = sum(each.act == "skip" for each in status.given)
+        rows.append(("labels with scores, notes, skips", f"{scored:,}, {notes:,}, {skips:,}"))
+    return rows
 
 
 def print_disputes(project: Project, found: Sequence[Dispute], *, limit: int) -> None:

@@ -1,8 +1,8 @@
 """How a project stands: what is done, who does it how fast, how far labelers agree, what is disputed."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sqlalchemy import func, select
@@ -17,11 +17,12 @@ from labeling.analysis.agreement import (
 )
 from labeling.analysis.consensus import consensus, kendall_tau
 from labeling.analysis.decisions import by_item, decisions, disputes
+from labeling.analysis.given import Given, count_reasons, flags_by_item, read_given
 from labeling.analysis.strengths import Strength, bradley_terry
 from labeling.store.judgements import implied_pairs
 from labeling.store.labels import Label, read_labels
 from labeling.store.project import Project
-from labeling.store.tables import events, queue, work
+from labeling.store.tables import queue, work
 from rlhf.statistics.evaluation import Estimate
 
 
@@ -56,12 +57,26 @@ class Status:
     labels: int
     in_progress: int
     flagged_items: int
+    """Items of whatever kind that somebody flagged; an export holds them back."""
+    flag_reasons: Mapping[str, int]
+    """Reason → items."""
     decided_items: int
     disputed_items: int
     labelers: tuple[LabelerStatus, ...]
     agreement: Agreement
     cohen: Mapping[tuple[str, str], Estimate | None]
     strengths: tuple[Strength, ...]
+    given: tuple[Given, ...]
+    """What people said apart from ranks: quality scores, notes, flags, why they skipped an item."""
+
+    def renamed(self, name: Callable[[str], str]) -> "Status":
+        """The same with other names for labelers."""
+        return replace(
+            self,
+            labelers=tuple(replace(each, labeler=name(each.labeler)) for each in self.labelers),
+            cohen={(name(one), name(other)): kappa for (one, other), kappa in self.cohen.items()},
+            given=tuple(replace(each, labeler=name(each.labeler)) for each in self.given),
+        )
 
 
 def status(project: Project, *, threshold: float, num_resamples: int = 1000) -> Status:
@@ -72,24 +87,26 @@ def status(project: Project, *, threshold: float, num_resamples: int = 1000) -> 
     done = sum(number >= project.rules.overlap for number in num_labels.values())
     with project.database.read() as connection:
         leased = select(func.count()).select_from(work).where(work.c.state == "leased")
-        flagged = select(func.count(events.c.item_id.distinct())).where(events.c.kind == "flagged")
         total = select(func.count()).select_from(queue).where(queue.c.kind == "item")
-        num_leased, num_flagged, num_items = (
-            int(connection.execute(query).scalar_one()) for query in (leased, flagged, total)
-        )
+        num_leased = int(connection.execute(leased).scalar_one())
+        num_items = int(connection.execute(total).scalar_one())
+    given = read_given(project)
+    flags = flags_by_item(given)
     return Status(
         items=num_items,
         items_done=done,
         items_begun=len(num_labels) - done,
         labels=len(labels),
         in_progress=num_leased,
-        flagged_items=num_flagged,
+        flagged_items=len(flags),
+        flag_reasons=count_reasons(flags),
         decided_items=len(decisions(project)),
         disputed_items=len(disputes(project, threshold=threshold)),
         labelers=tuple(_labelers(project, labels, ratings, num_resamples)),
         agreement=agreement(ratings, num_resamples=num_resamples),
         cohen=cohens(ratings, num_resamples=num_resamples),
         strengths=tuple(bradley_terry(project.items("item"), labels)),
+        given=tuple(each for each in given if each.says_more_than_ranks),
     )
 
 

@@ -7,8 +7,9 @@ import argparse
 import json
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from labeling.store.rules import LabelingRules
 from rlhf.errors import UserError
@@ -124,6 +125,13 @@ def export_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--min-labels", type=int, default=1, metavar="N", help="leave out items with fewer [%(default)s]")
     add("--pseudonyms", action="store_true", help="do not name the labelers")
+    add(
+        "--include-flagged",
+        action="append",
+        default=[],
+        metavar="REASON",
+        help="export what is flagged for this reason, too; `*` for anything; again for more [held back]",
+    )
 
 
 def export_command(arguments: argparse.Namespace) -> int:
@@ -136,12 +144,26 @@ def export_command(arguments: argparse.Namespace) -> int:
         labels=arguments.labels,
         min_labels=arguments.min_labels,
         pseudonyms=arguments.pseudonyms,
+        include_flagged=tuple(arguments.include_flagged),
     )
     manifest = export(Project.open(arguments.project), arguments.to, options)
     path = arguments.to / MANIFEST
     print(f"export: {manifest.num_records:,} {manifest.shape} of {manifest.metrics['items']:,} items: {path}")
+    _print_flagged(manifest.metrics)
     print(f"next: {reward_command(path)}")
     return 0
+
+
+def _print_flagged(metrics: Mapping[str, Any]) -> None:
+    """How many items somebody's flag kept out, and why; how many it did not."""
+    from labeling.sanitize import sanitize_line
+
+    if metrics["items_held_back"]:
+        reasons = [f"{sanitize_line(why)} ({n:,})" for why, n in metrics["held_back_reasons"].items()]
+        print(f"export: {metrics['items_held_back']:,} flagged items are held back: {', '.join(reasons)}")
+        print("export: to export some on purpose: --include-flagged REASON, or '*' for all")
+    if metrics["items_flagged_included"]:
+        print(f"export: {metrics['items_flagged_included']:,} flagged items are included, as you asked")
 
 
 def reward_command(manifest: Path) -> str:

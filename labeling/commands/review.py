@@ -18,6 +18,7 @@ from labeling.commands.work import work
 def status_arguments(parser: argparse.ArgumentParser) -> None:
     add_threshold(parser)
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    parser.add_argument("--pseudonyms", action="store_true", help="do not name the labelers")
 
 
 def status_command(arguments: argparse.Namespace) -> int:
@@ -27,6 +28,8 @@ def status_command(arguments: argparse.Namespace) -> int:
 
     project = Project.open(arguments.project)
     found = status(project, threshold=arguments.threshold)
+    if arguments.pseudonyms:
+        found = found.renamed(project.pseudonym)
     if arguments.json:
         print(status_json(found))
     else:

@@ -1,13 +1,14 @@
 """Labels as training data: rankings in our record format, or pairs as TRL's trainers read them.
 
-What is written is a function of the labels alone, to the byte.
+What is written is a function of the labels alone, to the byte. Items that somebody flagged are held back.
+What people said apart from ranks stands next to the rankings (`given`), and all of it in `given.jsonl`, which
+is no training data and tells of flagged items, too, though not their texts.
 """
 
-import hashlib
-import hmac
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from sqlalchemy import func, select
 from labeling.analysis.agreement import Ratings, agreement
 from labeling.analysis.consensus import consensus
 from labeling.analysis.decisions import by_item, decisions
+from labeling.analysis.given import KINDS, Given, are_allowed, count_reasons, flags_by_item, read_given
+from labeling.sanitize import sanitize_line
 from labeling.store.judgements import implied_pairs
 from labeling.store.labels import Label, read_labels
 from labeling.store.project import Project, StoredItem
@@ -29,6 +32,18 @@ from rlhf.runs.manifest import MANIFEST, json_value
 Shape = Literal["rankings", "pairs"]
 Which = Literal["consensus", "all"]
 CONSENSUS, ADJUDICATED = "consensus", "adjudicated"
+GIVEN = "given.jsonl"
+"""Everything that was said of every item, a line each."""
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """A ranking of an item, and whose it is."""
+
+    item: StoredItem
+    ranking: Ranking
+    labeler: str | None = None
+    """None: of nobody alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +57,8 @@ class ExportOptions:
     """Items with fewer labels, and without a decision, are left out."""
     pseudonyms: bool = False
     """Name labelers by pseudonyms, which are the same in every export of the project."""
+    include_flagged: tuple[str, ...] = ()
+    """Reasons for which an item may be flagged and is exported all the same; `*` stands for anything."""
 
 
 def export(project: Project, folder: Path, options: ExportOptions) -> ExportManifest:
@@ -50,17 +67,22 @@ def export(project: Project, folder: Path, options: ExportOptions) -> ExportMani
     Raises:
         UserError: no item has enough labels, or the folder cannot be written.
     """
-    labels = read_labels(project)
-    chosen = list(_rankings(project, labels, options))
-    rows = [row for item, ranking in chosen for row in _rows(item, ranking, options)]
+    labels, given = read_labels(project), _named(project, options, read_given(project))
+    flags = flags_by_item(given)
+    held = {item: why for item, why in flags.items() if not are_allowed(why, options.include_flagged)}
+    found = list(_rankings(project, labels, options))
+    chosen = [each for each in found if each.item.item_id not in held]
+    extra = _by_item(given)
+    rows = [row for each in chosen for row in _rows(each, extra.get(each.item.item_id, ()), options)]
     if not rows:
-        what = "no label says that one completion is better" if chosen else "no item has enough labels"
-        raise UserError(what, where=project.where, fix="Continue ranking, or lower --min-labels.")
+        raise _nothing_left(project, found, chosen, held)
+    held_here = {each.item.item_id: held[each.item.item_id] for each in found if each.item.item_id in held}
     name = f"{options.shape}.jsonl"
     with storing(folder):
         _make(folder)
         (folder / MANIFEST).unlink(missing_ok=True)
-        write_atomic(folder / name, "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows))
+        write_atomic(folder / name, _lines(rows))
+        write_atomic(folder / GIVEN, _lines(_given_rows(project, given)))
         manifest = ExportManifest(
             records=name,
             sha256=sha256_file(folder / name),
@@ -70,7 +92,7 @@ def export(project: Project, folder: Path, options: ExportOptions) -> ExportMani
             pseudonyms=options.pseudonyms,
             last_event=_last_event(project),
             policy=project.rules.model_dump(mode="json"),
-            metrics=_metrics(labels, chosen),
+            metrics=_metrics(labels, chosen) | _flag_metrics(chosen, flags, held_here, len(given)),
         )
         write_atomic(folder / MANIFEST, manifest.to_json())
     return manifest
@@ -83,15 +105,7 @@ def _make(folder: Path) -> None:
         raise UserError("a file stands in the way", where=str(folder), fix="Name a folder.") from None
 
 
-def pseudonym(project: Project, labeler: str) -> str:
-    """A name that stays the same within the project and cannot be led back without its database."""
-    digest = hmac.new(bytes.fromhex(project.secret), labeler.encode(), hashlib.sha256).hexdigest()
-    return f"labeler-{digest[:12]}"
-
-
-def _rankings(
-    project: Project, labels: Sequence[Label], options: ExportOptions
-) -> Iterator[tuple[StoredItem, Ranking]]:
+def _rankings(project: Project, labels: Sequence[Label], options: ExportOptions) -> Iterator[_Chosen]:
     grouped, decided = by_item(labels), decisions(project)
     for item in project.items("item"):
         own = grouped.get(item.item_id, [])
@@ -100,13 +114,83 @@ def _rankings(
             continue
         if options.labels == "all":
             for label in own:
-                name = pseudonym(project, label.labeler) if options.pseudonyms else label.labeler
+                name = _name(project, label.labeler, options)
                 soft = label.comparisons if options.shape == "rankings" else None
-                yield item, _ranking(item, label.ranks, name, soft)
+                yield _Chosen(item, _ranking(item, label.ranks, name, soft), name)
         elif decision is not None:
-            yield item, _ranking(item, decision.ranks, ADJUDICATED)
+            yield _Chosen(item, _ranking(item, decision.ranks, ADJUDICATED))
         else:
-            yield item, _ranking(item, consensus([label.ranks for label in own]).ranks, CONSENSUS)
+            yield _Chosen(item, _ranking(item, consensus([label.ranks for label in own]).ranks, CONSENSUS))
+
+
+def _name(project: Project, labeler: str, options: ExportOptions) -> str:
+    return project.pseudonym(labeler) if options.pseudonyms else labeler
+
+
+def _named(project: Project, options: ExportOptions, given: Sequence[Given]) -> list[Given]:
+    """What was said, by the names that the export uses."""
+    return [replace(each, labeler=_name(project, each.labeler, options)) for each in given]
+
+
+def _by_item(given: Sequence[Given]) -> dict[int, list[Given]]:
+    """Item → what was said of it apart from ranks."""
+    found: defaultdict[int, list[Given]] = defaultdict(list)
+    for each in given:
+        if each.says_more_than_ranks:
+            found[each.item].append(each)
+    return dict(found)
+
+
+def _given_rows(project: Project, given: Sequence[Given]) -> Iterator[dict[str, Any]]:
+    keys = {item.item_id: item.key[:16] for item in project.items(*KINDS)}
+    for each in given:
+        values = each.to_json()
+        who = {"item": values.pop("item"), "group": keys[each.item], "annotator": values.pop("labeler")}
+        yield who | values
+
+
+def _beside_ranks(given: Iterable[Given], labeler: str | None) -> list[dict[str, Any]]:
+    """What stands next to a ranking: what its labeler said, or everybody, of scores, notes and reasons."""
+    found = []
+    for each in given:
+        if labeler is None or each.labeler == labeler:
+            values = each.to_json()
+            kept = {name: values[name] for name in ("scores", "note", "reason") if name in values}
+            found.append({"annotator": each.labeler, "act": each.act, **kept})
+    return found
+
+
+def _nothing_left(
+    project: Project, found: Sequence[_Chosen], chosen: Sequence[_Chosen], held: Mapping[int, Sequence[str]]
+) -> UserError:
+    if found and not chosen:
+        reasons = ", ".join(sanitize_line(reason) for reason in count_reasons(held))
+        return UserError(
+            f"every item that could be exported is flagged ({reasons})",
+            where=project.where,
+            fix="To export flagged items on purpose, name their reasons: --include-flagged REASON.",
+        )
+    what = "no label says that one completion is better" if chosen else "no item has enough labels"
+    return UserError(what, where=project.where, fix="Continue ranking, or lower --min-labels.")
+
+
+def _flag_metrics(
+    chosen: Sequence[_Chosen],
+    flags: Mapping[int, Sequence[str]],
+    held: Mapping[int, Sequence[str]],
+    num_given: int,
+) -> dict[str, Any]:
+    """What was held back of what could have been exported, and what was let through on purpose."""
+    return {
+        "items_held_back": len(held),
+        "held_back_reasons": count_reasons(held),
+        "items_flagged_included": len({each.item.item_id for each in chosen} & set(flags)),
+        "given": num_given,
+    }
+
+
+def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
 
 
 def _ranking(
@@ -122,18 +206,20 @@ def _ranking(
     )
 
 
-def _rows(item: StoredItem, ranking: Ranking, options: ExportOptions) -> Iterator[dict[str, Any]]:
+def _rows(chosen: _Chosen, given: Sequence[Given], options: ExportOptions) -> Iterator[dict[str, Any]]:
+    item, ranking = chosen.item, chosen.ranking
     if options.shape == "rankings":
-        yield to_json(ranking)
+        beside = _beside_ranks(given, chosen.labeler)
+        yield to_json(ranking) | ({"given": beside} if beside else {})
         return
     prompt = to_json(ranking)["prompt"]
     for first, second, better in implied_pairs(ranking.ranks or ()):
         if better:
-            chosen, rejected = (first, second) if better > 0 else (second, first)
+            chosen_side, rejected_side = (first, second) if better > 0 else (second, first)
             yield {
                 "prompt": prompt,
-                "chosen": _answer(item.prompt, item.completions[chosen]),
-                "rejected": _answer(item.prompt, item.completions[rejected]),
+                "chosen": _answer(item.prompt, item.completions[chosen_side]),
+                "rejected": _answer(item.prompt, item.completions[rejected_side]),
                 "group": item.key[:16],
                 "annotator": ranking.annotator,
             }
@@ -144,14 +230,14 @@ def _answer(prompt: str | Turns, completion: str) -> Any:
     return completion if isinstance(prompt, str) else [{"role": "assistant", "content": completion}]
 
 
-def _metrics(labels: Sequence[Label], chosen: Sequence[tuple[StoredItem, Ranking]]) -> dict[str, Any]:
+def _metrics(labels: Sequence[Label], chosen: Sequence[_Chosen]) -> dict[str, Any]:
     grouped = by_item(labels)
     joint = [consensus([label.ranks for label in own]) for own in grouped.values()]
     found: dict[str, Any] = {
-        "items": len({item.item_id for item, _ in chosen}),
+        "items": len({each.item.item_id for each in chosen}),
         "labels": len(labels),
         "labelers": len({label.labeler_id for label in labels}),
-        "items_adjudicated": sum(ranking.annotator == ADJUDICATED for _, ranking in chosen),
+        "items_adjudicated": sum(each.ranking.annotator == ADJUDICATED for each in chosen),
         "items_with_ties": sum(bool(each.ties) for each in joint),
         "items_with_cycles": sum(bool(each.cycles) for each in joint),
     }

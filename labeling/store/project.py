@@ -1,6 +1,7 @@
 """A labeling project: its rules, items and labelers, in a folder (SQLite) or a PostgreSQL database."""
 
 import hashlib
+import hmac
 import json
 import secrets
 from collections.abc import Callable, Iterable, Sequence
@@ -199,6 +200,11 @@ class Project:
         with self.database.read() as connection:
             query = select(labelers.c.id, labelers.c.name).order_by(labelers.c.id)
             return {number: name for number, name in connection.execute(query)}
+
+    def pseudonym(self, labeler: str) -> str:
+        """A name that stays the same within the project and cannot be led back without its database."""
+        digest = hmac.new(bytes.fromhex(self.secret), labeler.encode(), hashlib.sha256).hexdigest()
+        return f"labeler-{digest[:12]}"
 
     def labeler_id(self, name: str) -> int:
         """The number of the labeler of that name, who is entered if they are new.
