@@ -1,9 +1,10 @@
 """Settings of the constitution: the group `labeling.constitution` of a recipe."""
 
+import re
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from rlhf.settings.groups import Precision, Settings, SourceSettings, setting
 
@@ -133,6 +134,22 @@ class RevisionsSettings(Settings):
     """Their share of the result, if there are any; records are left out where the two do not fit it."""
     scorer: str | None = setting(None, semantic=False)
     """Measures every response and revision for the report: `file.py:function` or `module:function`."""
+    refusals: list[str] | None = None
+    """How texts begin that are nothing but a refusal: regular expressions, letter case apart.
+
+    A critique or a revision that is one is left out and counted. Unset: common English ones
+    (docs/constitution.md); empty: none, so that refusals become demonstrations.
+    """
+
+    @field_validator("refusals")
+    @classmethod
+    def _patterns(cls, patterns: list[str] | None) -> list[str] | None:
+        for pattern in patterns or ():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"`{pattern}` is no regular expression ({error})") from None
+        return patterns
 
     @model_validator(mode="after")
     def _something_to_revise(self) -> "RevisionsSettings":
@@ -187,6 +204,9 @@ class ConstitutionSettings(Settings):
     """The model that criticizes, revises and compares."""
     writer: FeedbackSettings | None = None
     """The model that answers prompts; unset: the feedback model."""
+    accept_any_judge: bool = setting(False, semantic=False)
+    """Publish labels also where the judge is found to say nothing: every preference one half, every revision
+    unchanged or the same for all prompts."""
     cache: str = setting("{run}/answers/answers.sqlite", semantic=False)
     """Every answer that was ever received, by the content of its question; survives `CLEAN=1`."""
     revisions: RevisionsSettings | None = None

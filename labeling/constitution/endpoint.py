@@ -41,12 +41,17 @@ class Call:
     """Below the endpoint's base."""
     body: Json
     read: Callable[[Json], Any | None]
-    """What is kept of a reply, as JSON; None if it is of no use."""
+    """What is kept of a reply, as JSON; None if it is of no use, and is to be asked for again."""
+    reading: str = ""
+    """Tells what is kept from what earlier programs kept of the same reply, where they read it wrongly."""
+    count: Callable[[Any], Mapping[str, int]] = lambda kept: {}
+    """What of the kept is counted, by name."""
 
     @property
     def key(self) -> str:
         """The content of the request alone: not where the endpoint is, nor any key of its user."""
-        return key_of(self.path, json.dumps(self.body, sort_keys=True))
+        more = (self.reading,) if self.reading else ()
+        return key_of(self.path, json.dumps(self.body, sort_keys=True), *more)
 
 
 class FailedError(Exception):
@@ -153,7 +158,8 @@ class Endpoint:
                 continue
             in_a_row = 0
             if answer is not None:
-                self._cache.put(key, answer, counts | {"answers": 1, "retries": int(attempt > 0)})
+                counted = counts | {"answers": 1, "retries": int(attempt > 0)} | dict(call.count(answer))
+                self._cache.put(key, answer, counted)
                 self._check_tokens_are_told(counts)
                 return
             unusable += 1

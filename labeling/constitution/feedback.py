@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+from labeling.constitution.replies import Problem
 from rlhf.data.records import Message, Turns
 
 
@@ -33,7 +34,14 @@ class Written:
 
     text: str
     logprob: float | None = None
-    """Of the whole text, nats, where the model tells."""
+    """Of the whole text, nats, where the model tells; unknown where reasoning came before it."""
+    problem: Problem = ""
+    """`cut_off`: the text has no end; `refused`: the model, or a filter before it, did not answer."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is a whole answer, fit to be learned."""
+        return bool(self.text) and not self.problem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +77,12 @@ class Model(Protocol):
 
 
 def written(answers: Sequence[Answer | None]) -> list[Written | None]:
-    """The answers to requests without options; an empty text is no answer."""
-    return [each if isinstance(each, Written) and each.text else None for each in answers]
+    """The answers to requests without options, also if they were cut off; no text, or a refusal, is none."""
+    return [each if isinstance(each, Written) and is_text(each) else None for each in answers]
+
+
+def is_text(answer: Written) -> bool:
+    return bool(answer.text) and answer.problem != "refused"
 
 
 def chosen(answers: Sequence[Answer | None]) -> list[Chosen | None]:

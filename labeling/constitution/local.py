@@ -17,6 +17,7 @@ import torch
 from labeling.constitution.cache import Cache, key_of
 from labeling.constitution.config import LocalSettings
 from labeling.constitution.feedback import Answer, Chosen, Request, Written, normalized
+from labeling.constitution.replies import without_reasoning
 from rlhf.data.records import Turns
 from rlhf.errors import UserError
 from rlhf.model.backbone import REFERENCE, Backbone
@@ -136,7 +137,8 @@ class _Answerer:
         rollouts = sample(self._backbone, prompts, role=self._role, settings=settings, keys=keys, seed=0)
         texts = responses_text(self._backbone, rollouts, settings)
         logprobs = rollouts.sampled_logprobs_BT.sum(1).tolist()
-        return [Written(text=t.strip(), logprob=p) for t, p in zip(texts, logprobs, strict=True)]
+        ended = rollouts.ended_B.tolist()
+        return [_written(t, p, has_ended=e) for t, p, e in zip(texts, logprobs, ended, strict=True)]
 
     def _choose(self, requests: Sequence[Request], prompts: Sequence[list[int]]) -> Sequence[Answer]:
         """From the log-probabilities of the tokens in which the options differ, all read from one pass.
@@ -229,13 +231,21 @@ def _chunks(requests: list[Request], size: int) -> list[Chunk]:
     return [ordered[start : start + size] for start in range(0, len(ordered), size)]
 
 
+def _written(text: str, logprob: float | None, *, has_ended: bool) -> Written:
+    """The answer in a text; one that no EOS ended was cut off."""
+    said = without_reasoning(text)
+    problem = said.problem if has_ended else "cut_off"
+    return Written(text=said.text.strip(), logprob=None if said.reasoned else logprob, problem=problem)
+
+
 def _counts(answer: Answer | None) -> dict[str, int]:
     """An empty text is of no use, and asked again the model would say the same."""
     if answer is None:
         return {"too_long": 1}
+    counts = {"cut_off": 1} if isinstance(answer, Written) and answer.problem else {}
     if isinstance(answer, Written) and not answer.text:
-        return {"unusable_answer": 1, "unanswered": 1}
-    return {"answers": 1}
+        return counts | {"unusable_answer": 1, "unanswered": 1}
+    return counts | {"answers": 1}
 
 
 def _to_json(answer: Answer | None) -> object:
@@ -247,6 +257,8 @@ def _to_json(answer: Answer | None) -> object:
 def _from_json(kept: dict[str, Any] | None) -> Answer | None:
     if not kept:
         return None
-    if "text" in kept:
+    if "problem" in kept:
         return Written(**kept)
+    if "text" in kept:  # by an earlier program, which kept reasoning with it, and not whether it had ended
+        return _written(kept["text"], kept["logprob"], has_ended=True)
     return Chosen(**(kept | {"logprobs": tuple(kept["logprobs"])}))

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
+from labeling.constitution.checks import swap_correlation
 from labeling.constitution.config import EndpointSettings
 from labeling.constitution.constitution import Constitution
 from labeling.constitution.endpoint import cost
@@ -35,6 +36,12 @@ def revision_metrics(drafts: Sequence[Draft], constitution: Constitution, score:
     return {
         "responses": len(drafts),
         "revisions": len(texts),
+        "left_out": _use(
+            f"{each.left_out.what} {each.left_out.why or 'empty'}"
+            for draft in drafts
+            for each in draft.rounds
+            if each.left_out is not None
+        ),
         "principles": _use(each.principle for draft in drafts for each in draft.rounds),
         "rounds": _rounds(drafts, constitution, scores),
         "groups": {
@@ -63,6 +70,7 @@ def preference_metrics(
         "principles": _use(each.question.principle.id for each in replies),
         "methods": _use(a.method for each in replies for a in each.answers if a is not None),
         "consistent_share": _mean(consistent),
+        "swap_correlation": swap_correlation(judged),
         "bias_log_odds": bias,
         "bias_probability": None if bias is None else sigmoid(bias),
         "option_mass_mean": _mean(masses),
@@ -80,7 +88,10 @@ def preference_metrics(
 
 def running_metrics(counts: Mapping[str, int], endpoint: EndpointSettings | None) -> Metrics:
     """Requests, tokens and failures by kind; `retries` is every attempt after a request's first."""
-    known = ("requests", "answers", "retries", "input_tokens", "output_tokens", "unanswered", "too_long")
+    known = [
+        *("requests", "answers", "retries", "input_tokens", "output_tokens", "unanswered", "too_long"),
+        *("cut_off", "refused", "reasoned"),  # answers that are no whole ones, or had reasoning before them
+    ]
     found: Metrics = {name: counts.get(name, 0) for name in known}
     failures = {name: n for name, n in counts.items() if name not in known}
     found["failures"] = failures

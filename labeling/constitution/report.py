@@ -53,6 +53,8 @@ def revisions_page(metrics: Metrics, drafts: Sequence[Draft], constitution: Cons
         parts.append(_groups(found["groups"]))
         parts += [_rounds(f"Prompts: {name}", rounds) for name, rounds in found["groups"].items()]
     parts.append(_use("How often each principle was used", found["principles"]))
+    if found["left_out"]:
+        parts.append("<h2>Left out</h2>" + _table(("what and why", "texts"), list(found["left_out"].items())))
     phrases = found["boilerplate"]["phrases"]
     share = found["boilerplate"]["share"]
     parts.append(
@@ -93,6 +95,7 @@ _PREFERENCE_ROWS = (
     ("pairs", "pairs asked about"),
     ("pairs_decided", "pairs with an answer in both orders"),
     ("consistent_share", "both orders name the same one"),
+    ("swap_correlation", "log-odds of both orders correlate by; −1: the responses alone decide"),
     ("bias_log_odds", "position bias, log-odds for the one shown first"),
     ("bias_probability", "… as its probability between equals"),
     ("entropy_bits_mean", "entropy of a label, bits"),

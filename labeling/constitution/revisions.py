@@ -9,17 +9,37 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 from labeling.constitution import questions
 from labeling.constitution.config import RevisionsSettings, TextSettings
 from labeling.constitution.constitution import Constitution, Principle
-from labeling.constitution.feedback import Model, Request, Written, as_completion, as_turns, seed_of, written
+from labeling.constitution.feedback import (
+    Answer,
+    Model,
+    Request,
+    Written,
+    as_completion,
+    as_turns,
+    is_text,
+    seed_of,
+    written,
+)
 from labeling.constitution.prompts import GroupedPrompt
+from labeling.constitution.replies import REFUSALS, Problem, is_refusal
 from rlhf.data.records import Demonstration, Prompt, Turns, prompt_key, to_json
 
 GIVEN = "given"
 """The model of responses that came from a file."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A text that came and is not used."""
+
+    what: Literal["critique", "revision"]
+    why: Problem
+    said: Written
 
 
 @dataclass(frozen=True)
@@ -33,6 +53,8 @@ class Round:
     critique: Written | None
     revision: Written | None
     """None where the model gave nothing that can be used: the text before stands."""
+    left_out: LeftOut | None = None
+    """A refusal, or a revision that was cut off."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +126,8 @@ class Reviser:
         ]
         seeds = [self._seeds(draft, number) for draft in drafts]
         criticizing = [_writing(turns, text, first) for turns, (first, _) in zip(asked, seeds, strict=True)]
-        critiques = written(self.feedback.ask(criticizing, f"critiques, round {number}"))
+        criticized = self.feedback.ask(criticizing, f"critiques, round {number}")
+        critiques = [self._usable(each) for each in written(criticized)]
         revising = {
             place: _writing(
                 questions.revision(asked[place], found.text, principles[place]), text, seeds[place][1]
@@ -112,18 +135,45 @@ class Reviser:
             for place, found in enumerate(critiques)
             if found is not None
         }
-        answers = written(self.feedback.ask(list(revising.values()), f"revisions, round {number}"))
-        revisions = dict(zip(revising, answers, strict=True))
+        answers = self.feedback.ask(list(revising.values()), f"revisions, round {number}")
+        revised = dict(zip(revising, answers, strict=True))
+        revisions = {n: self._usable(each, whole=True) for n, each in revised.items()}
         return [
             replace(
                 draft,
                 rounds=(
                     *draft.rounds,
-                    Round(number, principles[n].id, *seeds[n], critiques[n], revisions.get(n)),
+                    Round(
+                        number,
+                        principles[n].id,
+                        *seeds[n],
+                        critiques[n],
+                        revisions.get(n),
+                        self._left_out("critique", criticized[n], critiques[n])
+                        or self._left_out("revision", revised.get(n), revisions.get(n)),
+                    ),
                 ),
             )
             for n, draft in enumerate(drafts)
         ]
+
+    def _usable(self, answer: Answer | None, *, whole: bool = False) -> Written | None:
+        """A text that is no refusal; with `whole`, one that was not cut off either."""
+        if not isinstance(answer, Written) or not is_text(answer) or self._is_refusal(answer):
+            return None
+        return answer if answer.is_finished or not whole else None
+
+    def _is_refusal(self, answer: Written) -> bool:
+        patterns = self.settings.refusals
+        return is_refusal(answer.text, REFUSALS if patterns is None else patterns)
+
+    def _left_out(
+        self, what: Literal["critique", "revision"], answer: Answer | None, used: Written | None
+    ) -> LeftOut | None:
+        """What came, if it is not used."""
+        if not isinstance(answer, Written) or used is not None:
+            return None
+        return LeftOut(what, answer.problem or ("refused" if answer.text else ""), answer)
 
     def _principle(self, draft: Draft, number: int) -> Principle:
         [principle] = self.constitution.draw(1, Random(seed_of("principle", *self._place(draft, number))))
@@ -175,6 +225,7 @@ def record(draft: Draft, reviser: Reviser, annotator: str) -> dict[str, Any]:
                 "principle": each.principle,
                 "critique": _text(each.critique) | {"seed": each.critique_seed},
                 "revision": _text(each.revision) | {"seed": each.revision_seed},
+                **_left_out(each.left_out),
             }
             for each in draft.rounds
         ],
@@ -198,6 +249,12 @@ def _text(found: Written | None) -> dict[str, Any]:
     return (
         {"text": None, "logprob": None} if found is None else {"text": found.text, "logprob": found.logprob}
     )
+
+
+def _left_out(found: LeftOut | None) -> dict[str, Any]:
+    if found is None:
+        return {}
+    return {"left_out": {"what": found.what, "why": found.why, "text": found.said.text}}
 
 
 def _writing(turns: Turns, settings: TextSettings, seed: int) -> Request:

@@ -1,6 +1,8 @@
 """The two stages at work: from prompts or completions to published labels and a report."""
 
 import json
+import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any, Self
 
 from labeling.constitution import people, preferences, revisions
 from labeling.constitution.cache import Cache
+from labeling.constitution.checks import Finding, check_preferences, check_revisions
 from labeling.constitution.config import (
     ConstitutionSettings,
     FeedbackSettings,
@@ -108,8 +111,9 @@ class StageWork:
             raise UserError(
                 "no revision came of it",
                 where="labeling.constitution.revisions",
-                fix="Choose another feedback model.",
+                fix=f"{_left_out_text(drafts)}Choose another feedback model.",
             )
+        findings = self._checked(check_revisions(drafts))
         helpful = self._demonstrations(part.helpful, counts)
         both = mixed(own, helpful, part.helpful_share, seed=seed_of(self.seed, "mixture"))
         counts.print("revisions")
@@ -133,8 +137,9 @@ class StageWork:
             ("words, response and last revision", f"{first['words_mean']:.1f} → {last['words_mean']:.1f}"),
             ("evasive", f"{first['evasive_share']:.1%} → {last['evasive_share']:.1%}"),
             *_score_row(first, last),
+            *((f"left out: {what}", f"{n:,}") for what, n in found["revisions"]["left_out"].items()),
         ]
-        self._print(rows, DEMONSTRATIONS, "sft", "demonstrations")
+        self._print(rows, DEMONSTRATIONS, "sft", "demonstrations", findings)
 
     def _first_drafts(
         self, reviser: revisions.Reviser, part: RevisionsSettings, counts: RecordCounts
@@ -167,6 +172,7 @@ class StageWork:
                 where="labeling.constitution.preferences",
                 fix="Choose another feedback model, or another way of reading choices (`answers`).",
             )
+        findings = self._checked(check_preferences(judged))
         humans = self._rankings(part.people, counts)
         if counts.read():
             counts.print("preferences")
@@ -188,7 +194,7 @@ class StageWork:
             where = shown_location(part.project)
             print(f"preferences: {entered.labels:,} new labels by {annotator} in {where}")
         self._publish(writers, found | {"rankings": len(own)}, counts)
-        self._print(_preference_rows(found["preferences"]), RANKINGS, "reward", "rankings")
+        self._print(_preference_rows(found["preferences"]), RANKINGS, "reward", "rankings", findings)
 
     def _items(self, part: PreferencesSettings, counts: RecordCounts) -> list[Item]:
         path = completions_file(part, self.recipe.run_folder)
@@ -234,8 +240,29 @@ class StageWork:
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
         self.stage.publish({**writers, REPORT_JSON: _text(text)}, metrics=values, counts=counts.to_json())
 
-    def _print(self, rows: list[tuple[str, str]], records: str, stage: str, read: str) -> None:
-        """Say what came out, and the command of `stage`, whose setting `read` names what it reads."""
+    def _checked(self, findings: Sequence[Finding]) -> list[Finding]:
+        """What was found of the judge, for the end.
+
+        Raises:
+            UserError: its labels are worth nothing, and the recipe does not want them all the same.
+        """
+        worthless = [each for each in findings if each.level == "worthless"]
+        if not worthless or self.settings.accept_any_judge:
+            return list(findings)
+        raise UserError(
+            "; ".join(each.what for each in worthless),
+            where=f"labeling.constitution.{self.stage.stage}",
+            fix=f"{worthless[0].fix} Nothing is published; what it has answered is kept, and not asked "
+            "again. To publish all the same: labeling.constitution.accept_any_judge=true.",
+        )
+
+    def _print(
+        self, rows: list[tuple[str, str]], records: str, stage: str, read: str, findings: Sequence[Finding]
+    ) -> None:
+        """Say what came out, and the command of `stage`, whose setting `read` names what it reads.
+
+        After labels that are doubtful the command is not said to be the next.
+        """
         sources = getattr(self.recipe.sections.get(stage), read, [])
         is_named = any(source.path.startswith(f"{{run}}/{self.stage.stage}/") for source in sources)
         target = stage if is_named else f"{stage} LABELS=constitution"
@@ -245,7 +272,23 @@ class StageWork:
         failed = sum(sum(own["failures"].values()) for own in usage)
         rows.append(("answers, attempts that failed", f"{answers:,}, {failed:,}"))
         rows += [("records", str(folder / records)), ("report", str(folder / REPORT))]
-        print_result(self.stage.stage, rows, self.stage.next_command(target))
+        command = self.stage.next_command(target)
+        is_doubtful = any(each.level != "note" for each in findings)
+        print_result(self.stage.stage, rows, None if is_doubtful else command)
+        for each in findings:
+            print(f"warning: {self.stage.stage}: {each.what}. {each.fix}", file=sys.stderr)
+        if is_doubtful:
+            print(f"{self.stage.stage}: if you have looked, and want to use them: {command}")
+
+
+def _left_out_text(drafts: Sequence[revisions.Draft]) -> str:
+    """What came of a model, and was not used, in words."""
+    left_out = [each.left_out for draft in drafts for each in draft.rounds if each.left_out is not None]
+    counts = Counter((each.what, each.why or "empty") for each in left_out)
+    if not counts:
+        return ""
+    listed = ", ".join(f"{n:,} × {what} {why}" for (what, why), n in counts.most_common())
+    return f"Left out: {listed} (`revisions.text.max_tokens` is the room they have). "
 
 
 def open_model(settings: FeedbackSettings, recipe: Recipe, cache: Cache) -> Model:

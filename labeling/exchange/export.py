@@ -145,18 +145,18 @@ def _given_rows(project: Project, given: Sequence[Given]) -> Iterator[dict[str, 
     keys = {item.item_id: item.key[:16] for item in project.items(*KINDS)}
     for each in given:
         values = each.to_json()
-        who = {"item": values.pop("item"), "group": keys[each.item], "annotator": values.pop("labeler")}
-        yield who | values
+        who: dict[str, Any] = {"item": values.pop("item"), "group": keys[each.item]}
+        yield who | {"annotator": values.pop("labeler")} | values
 
 
 def _beside_ranks(given: Iterable[Given], labeler: str | None) -> list[dict[str, Any]]:
     """What stands next to a ranking: what its labeler said, or everybody, of scores, notes and reasons."""
-    found = []
+    found: list[dict[str, Any]] = []
     for each in given:
         if labeler is None or each.labeler == labeler:
             values = each.to_json()
             kept = {name: values[name] for name in ("scores", "note", "reason") if name in values}
-            found.append({"annotator": each.labeler, "act": each.act, **kept})
+            found.append({"annotator": each.labeler, "act": each.act} | kept)
     return found
 
 

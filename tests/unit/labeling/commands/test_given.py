@@ -112,7 +112,7 @@ def test_scores_notes_flags_and_skips_stand_next_to_the_rankings_and_training_re
     tmp_path: Path,
 ) -> None:
     export("--include-flagged", "*")
-    rows = {row["prompt"]: row.get("given") for row in lines("out/rankings.jsonl")}
+    rows = {row["prompt"]: row.get("given", []) for row in lines("out/rankings.jsonl")}
     [first] = rows["q0"]
     scores = first.pop("scores")
     assert first == {"annotator": "ann", "act": "label", "note": "both are short"}

@@ -116,7 +116,7 @@ def test_what_does_not_fit_has_no_answer_and_the_rest_has(folder: Path, tmp_path
     assert found[0] is None
     assert isinstance(found[1], Written)
     with Cache(tmp_path / "a.sqlite", scope="test") as cache:
-        assert cache.counts() == {"requests": 2, "answers": 1, "too_long": 1}
+        assert cache.counts() == {"requests": 2, "answers": 1, "too_long": 1, "cut_off": 1}
 
 
 def test_an_empty_text_is_counted_as_unusable_and_not_as_an_answer(folder: Path, tmp_path: Path) -> None:
