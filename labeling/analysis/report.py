@@ -61,6 +61,13 @@ def print_status(status: Status) -> None:
     for labeler in status.labelers:
         table.add_row(*(Text(cell) for cell in _cells(labeler)))
     _console().print(table)
+    for labeler in status.labelers:
+        if labeler.goes_by_position:
+            name, tau = sanitize_line(labeler.labeler), labeler.order_shown_tau
+            print(
+                f"warning: the ranks of {name} follow the order in which answers are shown (tau {tau:+.2f}); "
+                "that order is random, so whoever reads them is near 0"
+            )
 
 
 def _given_rows(status: Status) -> list[tuple[str, str]]:

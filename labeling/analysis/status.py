@@ -25,6 +25,10 @@ from labeling.store.project import Project
 from labeling.store.tables import queue, work
 from rlhf.statistics.evaluation import Estimate
 
+SUSPICIOUS_TAU, SUSPICIOUS_LABELS = 0.8, 10
+"""Ten random orders of two answers agree so far with somebody's ranks in about one of fifty cases, of more
+answers hardly ever."""
+
 
 @dataclass(frozen=True)
 class LabelerStatus:
@@ -43,6 +47,15 @@ class LabelerStatus:
     agreement_with_others: Estimate | None
     tau: Estimate | None
     """Mean over items of Kendall's tau-b with the consensus of the other labelers."""
+    order_shown_tau: float | None
+    """Mean over labels of Kendall's tau-b with the order in which answers were shown, which is random: near 0
+    for whoever reads them."""
+
+    @property
+    def goes_by_position(self) -> bool:
+        """Whether the ranks follow the order shown, or its reverse, more than answers can explain."""
+        tau = self.order_shown_tau
+        return tau is not None and abs(tau) >= SUSPICIOUS_TAU and self.submitted >= SUSPICIOUS_LABELS
 
 
 @dataclass(frozen=True)
@@ -163,9 +176,22 @@ def _labelers(
                     agreement_with_others(ratings, name, num_resamples=num_resamples) if among else None
                 ),
                 tau=tau.get(name),
+                order_shown_tau=_order_shown_tau(own),
             )
         )
     return found
+
+
+def _order_shown_tau(labels: Sequence[Label]) -> float | None:
+    """Mean over labels of Kendall's tau-b with the order shown; None where there is none."""
+    found = []
+    for label in labels:
+        if label.shown is not None:
+            places = [label.shown.index(number) + 1 for number in range(len(label.ranks))]
+            tau = kendall_tau(label.ranks, tuple(places))
+            if tau is not None:
+                found.append(tau)
+    return float(np.mean(found)) if found else None
 
 
 def _states(project: Project) -> dict[tuple[int, str], int]:

@@ -149,19 +149,24 @@ def export_command(arguments: argparse.Namespace) -> int:
     manifest = export(Project.open(arguments.project), arguments.to, options)
     path = arguments.to / MANIFEST
     print(f"export: {manifest.num_records:,} {manifest.shape} of {manifest.metrics['items']:,} items: {path}")
-    _print_flagged(manifest.metrics)
+    _print_left_out(manifest.metrics)
     print(f"next: {reward_command(path)}")
     return 0
 
 
-def _print_flagged(metrics: Mapping[str, Any]) -> None:
-    """How many items somebody's flag kept out, and why; how many it did not."""
+def _print_left_out(metrics: Mapping[str, Any]) -> None:
+    """What is not exported, and why; what is all the same."""
     from labeling.sanitize import sanitize_line
 
     if metrics["items_held_back"]:
         reasons = [f"{sanitize_line(why)} ({n:,})" for why, n in metrics["held_back_reasons"].items()]
         print(f"export: {metrics['items_held_back']:,} flagged items are held back: {', '.join(reasons)}")
         print("export: to export some on purpose: --include-flagged REASON, or '*' for all")
+    if metrics.get("pairs_tied") or metrics.get("pairs_failed_both"):
+        tied, failed = metrics["pairs_tied"], metrics["pairs_failed_both"]
+        print(
+            f"export: pairs with no better one are left out: {tied:,} ties, {failed:,} of two failed answers"
+        )
     if metrics["items_flagged_included"]:
         print(f"export: {metrics['items_flagged_included']:,} flagged items are included, as you asked")
 

@@ -6,6 +6,7 @@ is no training data and tells of flagged items, too, though not their texts.
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -92,7 +93,9 @@ def export(project: Project, folder: Path, options: ExportOptions) -> ExportMani
             pseudonyms=options.pseudonyms,
             last_event=_last_event(project),
             policy=project.rules.model_dump(mode="json"),
-            metrics=_metrics(labels, chosen) | _flag_metrics(chosen, flags, held_here, len(given)),
+            metrics=_metrics(labels, chosen)
+            | _flag_metrics(chosen, flags, held_here, len(given))
+            | _pair_metrics(chosen, options),
         )
         write_atomic(folder / MANIFEST, manifest.to_json())
     return manifest
@@ -187,6 +190,15 @@ def _flag_metrics(
         "items_flagged_included": len({each.item.item_id for each in chosen} & set(flags)),
         "given": num_given,
     }
+
+
+def _pair_metrics(chosen: Sequence[_Chosen], options: ExportOptions) -> dict[str, Any]:
+    """Pairs of completions that rows of a chosen and a rejected one cannot tell: ties, two failed ones."""
+    if options.shape != "pairs":
+        return {}
+    num_pairs = sum(math.comb(len(each.item.completions), 2) for each in chosen)
+    values = [better for each in chosen for _, _, better in implied_pairs(each.ranking.ranks or ())]
+    return {"pairs_tied": values.count(0), "pairs_failed_both": num_pairs - len(values)}
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> str:

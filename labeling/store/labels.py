@@ -29,6 +29,8 @@ class Label:
     """Whether it came after its lease had run out."""
     comparisons: tuple[Comparison, ...] | None = None
     """The probabilities behind the ranks, of a labeler that gives any."""
+    shown: tuple[int, ...] | None = None
+    """The completions' numbers in the order in which the labeler saw them; None for an imported label."""
 
     @property
     def ranks(self) -> tuple[Rank, ...]:
@@ -60,6 +62,7 @@ def _query() -> Select[Any]:
             events.c.data,
             events.c.at,
             events.c.seconds,
+            events.c.shown,
         )
         .join(events, events.c.id == work.c.event_id)
         .join(items, items.c.id == work.c.item_id)
@@ -80,4 +83,5 @@ def _label(row: Row[Any]) -> Label:
         seconds=row.seconds,
         late=data["late"],
         comparisons=tuple((i, j, p) for i, j, p in data["comparisons"]) if "comparisons" in data else None,
+        shown=tuple(json.loads(row.shown)) if data.get("source") == "session" else None,
     )

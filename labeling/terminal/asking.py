@@ -1,5 +1,6 @@
 """A screen that asks for a few words in its last rows."""
 
+import asyncio
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,12 +43,27 @@ class AskingScreen(Screen[None], inherit_bindings=False):
     def _draw(self) -> None:
         """Show what has changed."""
 
-    def action_escape(self) -> None:
-        if self._asking is not None:
-            asking = self._asking
+    async def _ends_question(self, name: str) -> bool:
+        """Whether the key ends the question that is open: Enter keeps what was typed, Escape leaves it.
+
+        What was typed before this key is waited for, and only then is the next key looked at: none may be
+        lost in the question, or be taken for a command of the screen.
+        """
+        asking = self._asking
+        if asking is None or name not in ("submit", "escape"):
+            return False
+        typed = asyncio.Event()
+        if self._question.call_later(typed.set):
+            await typed.wait()
+        if self._asking is not asking:  # an item came meanwhile
+            return True
+        if name == "submit":
+            self._answered(asking, self._question.value.strip())
+        else:
             if asking.typed is not None:
                 asking.typed(asking.before)
             self._close_question()
+        return True
 
     def _ask(
         self,
@@ -70,19 +86,16 @@ class AskingScreen(Screen[None], inherit_bindings=False):
         self._lay_out()
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        if self._asking is not None and self._asking.typed is not None:
+        is_latest = event.value == self._question.value  # not of the question before
+        if self._asking is not None and self._asking.typed is not None and is_latest:
             self._asking.typed(event.value)
 
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        asking, text = self._asking, event.value.strip()
-        if asking is None:
-            return
+    def _answered(self, asking: OpenQuestion, text: str) -> None:
         if not text and asking.typed is None:
             self._message.show([Segment("A few words, please ", OPEN), Segment("(Esc leaves it)", DIM)])
             return
         self._close_question()
         asking.answered(text)
-        self._draw()
 
     def _close_question(self) -> None:
         if self._asking is not None:

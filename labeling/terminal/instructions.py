@@ -2,6 +2,7 @@
 
 from rich.segment import Segment
 from textual.app import ComposeResult
+from textual.binding import Binding
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Markdown
@@ -21,14 +22,14 @@ class InstructionsScreen(ModalScreen[None], inherit_bindings=False):
 
     CSS = INSTRUCTIONS_CSS
     AUTO_FOCUS = ""
-    BINDINGS = [
-        ("escape,question_mark,q,enter", "dismiss", ""),
-        ("down,j", "scroll('down')", ""),
-        ("up,k", "scroll('up')", ""),
-        ("space,pagedown", "scroll('page_down')", ""),
-        ("b,pageup", "scroll('page_up')", ""),
-        ("home", "scroll('home')", ""),
-        ("end", "scroll('end')", ""),
+    BINDINGS = [  # with priority: the key after the one that closes it belongs to the item again
+        Binding("escape,question_mark,q,enter", "dismiss", priority=True),
+        Binding("down,j", "scroll('down')", priority=True),
+        Binding("up,k", "scroll('up')", priority=True),
+        Binding("space,pagedown", "scroll('page_down')", priority=True),
+        Binding("b,pageup", "scroll('page_up')", priority=True),
+        Binding("home", "scroll('home')", priority=True),
+        Binding("end", "scroll('end')", priority=True),
     ]
 
     def __init__(self, project: Project) -> None:

@@ -105,8 +105,11 @@ class RankingScreen(ItemScreen, inherit_bindings=False):
 
     # Keys.
 
-    def action_key(self, name: str, *arguments: int) -> None:
+    async def action_key(self, name: str, *arguments: int) -> None:
         """A key with a meaning: a sign of life, and what was said after the last one is gone."""
+        if await self._ends_question(name):
+            self._draw()
+            return
         if self._ahead.takes(name):
             if not self._ahead.waiting:
                 self._say("Typed before the item was in sight, so not taken")
@@ -149,7 +152,7 @@ class RankingScreen(ItemScreen, inherit_bindings=False):
         """While a question is open it has the keys; without an item few of them mean anything."""
         name = parameters[0] if action == "key" else action
         if self._asking is not None:
-            return name == "escape"
+            return name in ("submit", "escape")
         if self.has_class("-small"):
             return name == "leave"
         if self._draft is None and not self._ahead.waiting:
@@ -188,6 +191,9 @@ class RankingScreen(ItemScreen, inherit_bindings=False):
         self._change(lambda draft: draft.ask_score())
         if self._draft is not None and self._draft.is_scoring:
             self._say(f"Quality of answer {self._draft.focus + 1}: 1 to 7 (7 is best)")
+
+    def action_escape(self) -> None:
+        """Nothing is open that could be left; what was said is gone."""
 
     def action_answer(self, step: int) -> None:
         assert self._draft is not None

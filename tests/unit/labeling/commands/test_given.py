@@ -165,3 +165,29 @@ def test_every_reason_of_an_item_must_be_allowed() -> None:
     assert are_allowed(["Typo", "typo in [brackets]"], ["typo", "typo in [brackets]"])
     assert not are_allowed(["typo", "private data"], ["typo"])
     assert are_allowed(["private data"], ["*"])
+
+
+def test_who_ranks_in_the_order_shown_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": f"q{n}", "completions": [f"{letter} {n}" for letter in "abc"]} for n in range(12)]
+    Path("more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["create", "--project", "clicks", "--items", "more.jsonl", "--overlap", "2"]) == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO("1 2 3\n" * 12))
+    assert main(["rank", "--project", "clicks", "--labeler", "ann", "--plain"]) == 0
+    assert main(["simulate", "--project", "clicks", "--labeler", "bo", "--scorer", "gold.py:size"]) == 0
+    capsys.readouterr()
+    assert main(["status", "--project", "clicks"]) == 0
+    shown = capsys.readouterr().out
+    assert "the ranks of ann follow the order in which answers are shown (tau +1.00)" in shown
+    assert "the ranks of bo" not in shown
+
+
+def test_pairs_that_no_row_can_tell_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"prompt": "p", "completions": ["a", "b", "c", "d"], "ranks": [1, 1, "F", "F"], "annotator": "ann"}
+    Path("r.jsonl").write_text(json.dumps(row) + "\n")
+    assert main(["import", "--project", "even", "r.jsonl"]) == 0
+    assert main(["export", "--project", "even", "--to", "even-out", "--shape", "pairs"]) == 0
+    assert "1 ties, 1 of two failed answers" in capsys.readouterr().out
+    metrics = json.loads(Path("even-out/manifest.json").read_text())["metrics"]
+    assert (metrics["pairs_tied"], metrics["pairs_failed_both"]) == (1, 1)

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from textual.events import Key
 
+from labeling.analysis.given import read_given
 from labeling.sessions.session import Session
 from labeling.store.judgements import Judgement, Task
 from labeling.store.project import Project
@@ -273,13 +275,10 @@ def test_nothing_is_entered_on_answers_that_are_out_of_sight(new: New, tmp_path:
 
 
 def test_a_rank_typed_right_after_a_page_is_of_the_answer_that_the_page_shows(new: New) -> None:
-    from textual.events import Key
-
     long = tuple("\n".join(f"{name}{n}" for n in range(60)) for name in "abc")
 
     async def story(screen: Screen) -> None:
-        for key in [*["pagedown"] * 6, "1"]:
-            screen.app.post_message(Key(key, key if key == "1" else None))  # all before the first is handled
+        burst(screen, *["pagedown"] * 6, "1")
         await screen.until(lambda: "2:1st" in screen.text)
         assert "1:·" in screen.text
 
@@ -332,4 +331,34 @@ def test_keys_typed_after_undo_are_not_for_the_item_that_goes_away(new: New) -> 
         assert "1:2nd" in screen.text  # the item is there again, and takes keys
 
     with Session(project, "ann") as session:
+        play(session, story)
+
+
+def burst(screen: Screen, *keys: str) -> None:
+    """Type keys that are all there before the first is handled."""
+    for key in keys:
+        screen.app.post_message(Key(key, key if len(key) == 1 else None))
+
+
+def test_keys_after_a_question_are_no_part_of_its_answer_and_none_is_lost(new: New) -> None:
+    async def story(screen: Screen) -> None:
+        burst(screen, "c", *"hm1", "enter", "2", "x", *"bad1", "enter", "1", "c", "y", "escape", "f")
+        await screen.until(lambda: "1:2nd   2:1st   3:F" in screen.text)
+        await screen.settled()
+        burst(screen, "left", "c", "z", "enter")
+        await screen.until(lambda: "Note: hm1z" in screen.text)
+
+    project = new()
+    with Session(project, "ann") as session:
+        play(session, story)
+    [flag] = [each for each in read_given(project) if each.act == "flag"]
+    assert flag.reason == "bad1"
+
+
+def test_keys_after_the_instructions_are_for_the_item_again_and_none_is_lost(new: New) -> None:
+    async def story(screen: Screen) -> None:
+        burst(screen, "question_mark", "1", "escape", "3", "2")
+        await screen.until(lambda: "1:3rd   2:2nd   3:·" in screen.text)
+
+    with Session(new(), "ann") as session:
         play(session, story)
