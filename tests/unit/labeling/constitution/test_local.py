@@ -126,7 +126,7 @@ def test_an_empty_text_is_counted_as_unusable_and_not_as_an_answer(folder: Path,
     empty = sum(isinstance(each, Written) and not each.text for each in found)
     assert 0 < empty < 200
     problems = {(bool(each.text), each.problem) for each in found if isinstance(each, Written)}
-    assert problems >= {(True, "cut_off"), (False, "")}  # one token: the end itself, or of a text without one
+    assert (True, "cut_off") in problems  # one token that is not the end
     assert (True, "") not in problems
     with Cache(tmp_path / "a.sqlite", scope="test") as cache:
         metrics = running_metrics(cache.counts(), None)
