@@ -143,7 +143,7 @@ class ServedModel:
 
         body = self._logprobs_call(request).body
         body |= {"seed": 1, self._settings.length_field: 1}
-        [kept] = self._endpoint.call([Call(CHAT, body, read, reading="options")], desc)
+        [kept] = self._endpoint.call([Call(CHAT, body, read)], desc)
         return "logprobs" if kept is not None and kept["has_logprobs"] else "votes"
 
     def _chat(self, request: Request) -> Json:
