@@ -19,6 +19,8 @@ from rlhf.model.chat import encode_completion, encode_prompt, fit, length_fix, p
 STEP = "reward.rankings"
 """The name under which the record counts list what this stage drops."""
 NO_PAIR = "no comparison in group"
+EQUAL_ANSWERS = "answers equal for the model"
+EQUAL_PAIRS = "pairs of equal answers left out"
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,11 @@ def _group(
         encode_completion(tokenizer, record.prompt, completion, eos=backbone.eos_ids)
         for completion in record.completions
     ]
+    # A chat template may trim what tells two answers apart. Such a pair costs ln 2 whatever the model does.
+    told_apart = [pair for pair in pairs if response_ids[pair.first] != response_ids[pair.second]]
+    if not told_apart:
+        counts.add(STEP, EQUAL_ANSWERS)
+        return None
     text = prompt_text(record.prompt)
     prompt_ids, outcome = fit(
         encode_prompt(tokenizer, record.prompt),
@@ -136,6 +143,7 @@ def _group(
         counts.add(STEP, "truncated" if outcome == "truncated" else "longer than the context")
     if prompt_ids is None:
         return None
+    counts.note(STEP, EQUAL_PAIRS, len(pairs) - len(told_apart))
     return Group(
         key=prompt_key(record.prompt),
         prompt=text,
@@ -143,7 +151,7 @@ def _group(
         labels=_labels(record),
         prompt_ids=prompt_ids,
         response_ids=response_ids,
-        pairs=pairs,
+        pairs=told_apart,
     )
 
 

@@ -6,7 +6,7 @@ well-formed row of no use, such as one with an empty answer, raises `UnusableRow
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from rlhf.data.records import Comparison, Message, Rank, Turns
@@ -42,6 +42,12 @@ class Columns:
     values: Mapping[str, Any]
     transcripts_become_messages: bool = False
     nulls: frozenset[str] = frozenset()
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Our name → the column it was read from, where that has another name."""
+    others: Mapping[str, Any] = field(default_factory=dict)
+    """Columns that nothing reads, as far as they may state a judgement: see rlhf.data.judgements."""
+    choices: Mapping[str, str] = field(default_factory=dict)
+    """What the values of `better` mean."""
 
     def refuse_nulls(self, *names: str) -> None:
         """Check that one of several fields has a value, if any of them is there.
@@ -54,6 +60,10 @@ class Columns:
             others = " or ".join(f"`{name}`" for name in names if name != null[0])
             fix = f"Give it a value, give {others} instead, or remove the record."
             raise UserError(f"`{null[0]}` is null", fix=fix)
+
+    def name(self, field_name: str) -> str:
+        """The column that a field is read from."""
+        return self.names.get(field_name, field_name)
 
     def text(self, name: str) -> str:
         return _text(self.values[name], f"`{name}`")
@@ -94,7 +104,35 @@ class Columns:
         )
 
     def probability(self) -> float | None:
+        """The field `probability`.
+
+        Raises:
+            UnusableRowError: it is there without a value: nobody has said which answer is better.
+        """
+        if "probability" in self.nulls:
+            raise UnusableRowError("probability is null")
         return _probability(self.values["probability"]) if "probability" in self.values else None
+
+    def better(self) -> str | None:
+        """Which answer the field `better` names, in the words of the source's `choices`.
+
+        Raises:
+            UserError: `choices` does not say what its value means.
+            UnusableRowError: it has no value, or neither answer is good.
+        """
+        if "better" in self.nulls:
+            raise UnusableRowError("`better` is null")
+        if "better" not in self.values:
+            return None
+        given = _choice(self.values["better"])
+        if given not in self.choices:
+            known = ", ".join(self.choices) or "nothing"
+            fix = 'Say what it means, for example `choices: {"0": first, "1": second, "2": tie}` '
+            fix += f"(first, second, tie or neither); so far `choices` has: {known}."
+            raise UserError(f"`better` is {given!r}, which `choices` does not explain", fix=fix)
+        if self.choices[given] == "neither":
+            raise UnusableRowError("neither answer is good")
+        return self.choices[given]
 
     def conversation(self, name: str) -> tuple[str | Turns, str]:
         """Prompt and completion of a transcript or of messages that end with the assistant's answer.
@@ -214,6 +252,18 @@ def _completion(value: Any, name: str) -> str:
         fix = "Put the earlier messages into `prompt`."
         raise UserError(f"{name} is not one message by the assistant", fix=fix)
     return turns[0].content
+
+
+def _choice(value: Any) -> str:
+    """A value of `better` as `choices` names it: 1 and 1.0 are the same."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, str | int | float):
+        fix = "It is a number or a word for each record, which `choices` explains."
+        raise UserError(f"`better` is {kind(value)}", fix=fix)
+    return str(value).strip()
 
 
 def _comparison(value: Any) -> Comparison:

@@ -35,16 +35,25 @@ class RecordCounts:
 
     def __init__(self) -> None:
         self._counts: dict[str, Counter[str]] = {}
+        self._notes: dict[str, Counter[str]] = {}
 
     def add(self, source: str, reason: str, n: int = 1) -> None:
         """Count `n` records of `source`: "read", "truncated", or a reason for dropping them."""
         if n:
             self._counts.setdefault(source, Counter())[reason] += n
 
+    def note(self, source: str, what: str, n: int = 1) -> None:
+        """Count what was left out of records that are still used, such as one pair of several."""
+        if n:
+            self._counts.setdefault(source, Counter())
+            self._notes.setdefault(source, Counter())[what] += n
+
     def merge(self, other: "RecordCounts") -> None:
         """Add the counts of `other` to these."""
         for source, counts in other._counts.items():
             self._counts.setdefault(source, Counter()).update(counts)
+        for source, notes in other._notes.items():
+            self._notes.setdefault(source, Counter()).update(notes)
 
     def read(self, source: str | None = None) -> int:
         """Records read from `source`, or from all."""
@@ -62,6 +71,11 @@ class RecordCounts:
         """Records that were shortened and used."""
         return self._merged(source)[TRUNCATED]
 
+    def noted(self, source: str | None = None) -> dict[str, int]:
+        """What was left out of records that are used → how often."""
+        notes = self._notes.values() if source is None else [self._notes.get(source, Counter())]
+        return dict(sum(notes, Counter[str]()))
+
     def rows(self) -> list[tuple[str, str, str, str]]:
         """A table's rows: source, read, used, remarks; a last row with the total if there are several."""
         rows = [self._row(source) for source in self._counts]
@@ -73,6 +87,7 @@ class RecordCounts:
             "sources": {source: self._summary(source) for source in self._counts if self.read(source)},
             "steps": {
                 source: {"dropped": self.dropped(source), "truncated": self.truncated(source)}
+                | self._noted(source)
                 for source in self._counts
                 if not self.read(source)
             },
@@ -111,12 +126,17 @@ class RecordCounts:
             "used": self.used(source),
             "dropped": self.dropped(source),
             "truncated": self.truncated(source),
-        }
+        } | self._noted(source)
+
+    def _noted(self, source: str | None) -> dict[str, Any]:
+        noted = self.noted(source)
+        return {"noted": noted} if noted else {}
 
     def _row(self, source: str | None) -> tuple[str, str, str, str]:
         remarks = [f"{reason}: {n:,}" for reason, n in self.dropped(source).items()]
         if self.truncated(source):
             remarks.append(f"truncated: {self.truncated(source):,}")
+        remarks += [f"{what}: {n:,}" for what, n in self.noted(source).items()]
         numbers = ("", "") if not self.read(source) else (f"{self.read(source):,}", f"{self.used(source):,}")
         return ("total" if source is None else source, *numbers, ", ".join(remarks))
 

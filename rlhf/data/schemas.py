@@ -12,7 +12,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from rlhf.data.columns import Columns, UnusableRowError, kind, usable_completion, usable_prompt
-from rlhf.data.records import Demonstration, Prompt, Ranking, Turns
+from rlhf.data.judgements import (
+    Kind,
+    ProbabilityCheck,
+    check_answer,
+    check_group,
+    sounds_like_scores,
+    stated,
+)
+from rlhf.data.pairs import RANKS, likelier, preference
+from rlhf.data.records import FAILED, Demonstration, Prompt, Ranking, Turns
 from rlhf.errors import UserError
 from rlhf.settings.groups import SourceSettings
 
@@ -29,6 +38,7 @@ class Schema(Generic[R]):
     needs: tuple[str, ...]
     build: Callable[[Columns], R]
     may: tuple[str, ...] = ()
+    kind: Kind = "answer"
 
 
 def blank_line_after(*parts: str) -> str:
@@ -60,6 +70,7 @@ def _prompt(prompt: str | Turns) -> Prompt:
 def _group(columns: Columns) -> Ranking:
     """A ranking of K completions. An empty one stays: a policy may answer nothing, and be ranked for it."""
     columns.refuse_nulls("ranks", "comparisons")
+    check_group(columns.others)
     ranking = Ranking(
         prompt=columns.prompt(),
         completions=columns.completions(),
@@ -67,56 +78,104 @@ def _group(columns: Columns) -> Ranking:
         comparisons=columns.comparisons(),
         annotator=columns.optional_text("annotator") or None,
     )
+    _check_best_is_first(ranking)
     if len(set(ranking.completions)) == 1:
         raise UnusableRowError("completions identical")
     return ranking
 
 
+def _check_best_is_first(ranking: Ranking) -> None:
+    """Ranks never exceed the number of completions; ratings do, and are the other way round."""
+    for number, rank in enumerate(ranking.ranks or (), start=1):
+        if rank != FAILED and rank > len(ranking.completions):
+            fix = (
+                "1 is the best rank. Turn ratings round, and number ranks from 1 without more gaps than ties."
+            )
+            raise UserError(
+                f"completion {number} has rank {rank}, and there are {len(ranking.completions)} completions",
+                fix=fix,
+            )
+
+
+def _better_answer(columns: Columns, split: Callable[[str], tuple[str | Turns, str]]) -> Demonstration:
+    """The better answer of a pair as a demonstration."""
+    found = preference(columns)
+    side = likelier(found) if isinstance(found, float) else found
+    if side == "tie":
+        raise UnusableRowError("neither answer is better")
+    if side == "second" and "rejected" not in columns.values:
+        raise UnusableRowError("the better answer is missing")
+    return _demonstration(*split("chosen" if side == "first" else "rejected"))
+
+
+def _answer(build: Callable[[Columns], Demonstration]) -> Callable[[Columns], Demonstration]:
+    """`build`, of rows whose only answer is not marked as a bad one."""
+
+    def checked(columns: Columns) -> Demonstration:
+        check_answer(columns.others)
+        return build(columns)
+
+    return checked
+
+
 def _pair(columns: Columns) -> Ranking:
     split = columns.continued_prompt if "prompt" in columns.values else columns.conversation
     (prompt, chosen), (other_prompt, rejected) = split("chosen"), split("rejected")
-    probability = columns.probability()
+    found = preference(columns)
     annotator = columns.optional_text("annotator") or None
     if prompt != other_prompt:
         raise UnusableRowError("prompts differ")
     prompt, completions = usable_prompt(prompt), (usable_completion(chosen), usable_completion(rejected))
     if chosen == rejected:
         raise UnusableRowError("completions identical")
-    if probability is None:
-        return Ranking(prompt=prompt, completions=completions, ranks=(1, 2), annotator=annotator)
-    comparisons = ((0, 1, probability),)
+    if not isinstance(found, float):
+        return Ranking(prompt=prompt, completions=completions, ranks=RANKS[found], annotator=annotator)
+    comparisons = ((0, 1, found),)
     return Ranking(prompt=prompt, completions=completions, comparisons=comparisons, annotator=annotator)
 
 
+_OF_PAIRS = ("probability", "better", "annotator")
+
 DEMONSTRATIONS: tuple[Schema[Demonstration], ...] = (
-    Schema(("prompt", "completion"), _completed, ("annotator",)),
-    Schema(("messages",), lambda columns: _demonstration(*columns.conversation("messages"))),
+    Schema(("prompt", "completion"), _answer(_completed), ("annotator",)),
+    Schema(("messages",), _answer(lambda columns: _demonstration(*columns.conversation("messages")))),
     Schema(
-        ("question", "answer"), lambda columns: _demonstration(_question(columns), columns.text("answer"))
+        ("question", "answer"),
+        _answer(lambda columns: _demonstration(_question(columns), columns.text("answer"))),
     ),
     Schema(
         ("instruction", "output"),
-        lambda columns: _demonstration(_instruction(columns), columns.text("output")),
+        _answer(lambda columns: _demonstration(_instruction(columns), columns.text("output"))),
         ("input",),
     ),
-    Schema(("transcript",), lambda columns: _demonstration(*columns.conversation("transcript"))),
-    Schema(("prompt", "chosen"), lambda columns: _demonstration(*columns.continued_prompt("chosen"))),
-    Schema(("chosen",), lambda columns: _demonstration(*columns.conversation("chosen"))),
+    Schema(("transcript",), _answer(lambda columns: _demonstration(*columns.conversation("transcript")))),
+    Schema(
+        ("prompt", "chosen"),
+        lambda columns: _better_answer(columns, columns.continued_prompt),
+        ("rejected", *_OF_PAIRS),
+        "pair",
+    ),
+    Schema(
+        ("chosen",),
+        lambda columns: _better_answer(columns, columns.conversation),
+        ("rejected", *_OF_PAIRS),
+        "pair",
+    ),
 )
 
 RANKINGS: tuple[Schema[Ranking], ...] = (
-    Schema(("prompt", "completions"), _group, ("ranks", "comparisons", "annotator")),
-    Schema(("prompt", "chosen", "rejected"), _pair, ("probability", "annotator")),
-    Schema(("chosen", "rejected"), _pair, ("probability", "annotator")),
+    Schema(("prompt", "completions"), _group, ("ranks", "comparisons", "annotator"), "group"),
+    Schema(("prompt", "chosen", "rejected"), _pair, _OF_PAIRS, "pair"),
+    Schema(("chosen", "rejected"), _pair, _OF_PAIRS, "pair"),
 )
 
 PROMPTS: tuple[Schema[Prompt], ...] = (
-    Schema(("prompt",), lambda columns: _prompt(columns.prompt())),
-    Schema(("messages",), lambda columns: _prompt(columns.open_conversation("messages"))),
-    Schema(("question",), lambda columns: _prompt(_question(columns))),
-    Schema(("instruction",), lambda columns: _prompt(_instruction(columns)), ("input",)),
-    Schema(("transcript",), lambda columns: _prompt(columns.open_conversation("transcript"))),
-    Schema(("chosen",), lambda columns: _prompt(columns.open_conversation("chosen"))),
+    Schema(("prompt",), lambda columns: _prompt(columns.prompt()), kind="prompt"),
+    Schema(("messages",), lambda columns: _prompt(columns.open_conversation("messages")), kind="prompt"),
+    Schema(("question",), lambda columns: _prompt(_question(columns)), kind="prompt"),
+    Schema(("instruction",), lambda columns: _prompt(_instruction(columns)), ("input",), "prompt"),
+    Schema(("transcript",), lambda columns: _prompt(columns.open_conversation("transcript")), kind="prompt"),
+    Schema(("chosen",), lambda columns: _prompt(columns.open_conversation("chosen")), kind="prompt"),
 )
 
 
@@ -134,10 +193,21 @@ class RowConverter(Generic[R]):
         self._columns, self._columnar = settings.columns, columnar
         self._as_messages = settings.transcripts == "messages"
         self._templates = {field: _parse_template(field, text) for field, text in settings.templates.items()}
+        self._ignored = frozenset(settings.ignore or ())
+        self._choices: dict[str, str] = dict(settings.choices or {})
+        self._probabilities = ProbabilityCheck(self._columns.get("probability", "probability"))
         self._schemas: list[Schema[R]] = _possible_schemas(schemas, settings)
 
-    def record(self, row: Row) -> R:
-        """The record that `row` holds.
+    def check_source(self) -> None:
+        """After the last row: check what only all of them together can tell.
+
+        Raises:
+            UserError: what is given as probabilities may be the number of the better answer.
+        """
+        self._probabilities.check()
+
+    def record(self, row: Row, where: str = "") -> R:
+        """The record that `row` holds; `where` it was read is for messages.
 
         Raises:
             UserError: the row is malformed.
@@ -146,11 +216,25 @@ class RowConverter(Generic[R]):
         values = self._values(row)
         for schema in self._schemas:
             if all(name in values for name in schema.needs):
-                names = (*schema.needs, *schema.may)
-                nulls = frozenset(name for name in names if name in row and row[name] is None)
-                found = {name: values[name] for name in names if name in values}
-                return schema.build(Columns(found, self._as_messages, nulls))
+                found = self._found(schema, row, values)
+                self._probabilities.see(found.values, where)
+                return schema.build(found)
         raise _no_schema(self._schemas, row, values)
+
+    def _found(self, schema: Schema[R], row: Row, values: Mapping[str, Any]) -> Columns:
+        """What `schema` takes of a row, and what else the row may say of its answers."""
+        names = (*schema.needs, *schema.may)
+        read = {self._columns.get(name, name) for name in names if name not in self._templates}
+        for parts in self._templates.values():
+            read.update(column for _, column in parts if column is not None)
+        return Columns(
+            {name: values[name] for name in names if name in values},
+            self._as_messages,
+            nulls=frozenset(name for name in names if name in row and name not in values),
+            names=self._columns,
+            others={} if schema.kind == "prompt" else stated(row, frozenset(read), self._ignored),
+            choices=self._choices,
+        )
 
     def _values(self, row: Row) -> dict[str, Any]:
         """The row's columns and, over them, what `columns` and `templates` name; without null values."""
@@ -177,6 +261,10 @@ def _possible_schemas(schemas: Sequence[Schema[R]], settings: SourceSettings) ->
             raise UserError(f"`{field}` under `columns` or `templates` is not a field", fix=fix)
         if field in settings.columns and field in settings.templates:
             raise UserError(f"`{field}` is under both `columns` and `templates`", fix="Keep one of the two.")
+    if sounds_like_scores(settings.columns.get("ranks", "")):
+        column = settings.columns["ranks"]
+        fix = "1 is the best rank, and the highest score is: write ranks, and name their column."
+        raise UserError(f"`columns.ranks` names `{column}`, which sounds like scores", fix=fix)
     possible = [schema for schema in schemas if set(given) <= {*schema.needs, *schema.may}]
     if not possible:
         fix = f"Fields that go together: {_listed(schemas)}."

@@ -151,11 +151,15 @@ def _read_one(
             own.add(_label(source), BEYOND_LIMIT)
             continue
         try:
-            kept.append(replace(converter.record(_row(raw)), where=f"{name}, {where}"))
+            kept.append(replace(converter.record(_row(raw), where), where=f"{name}, {where}"))
         except UnusableRowError as unusable:
             own.add(_label(source), unusable.reason)
         except UserError as error:
             raise error.at(f"{name}, {where}") from None
+    try:
+        converter.check_source()
+    except UserError as error:
+        raise UserError(error.what, where=f"{name}, {error.where}", fix=error.fix) from None
     counts.merge(own)
     if not own.read():
         raise UserError("there is no record in it", where=name, fix="Check that this is the file you mean.")

@@ -166,6 +166,10 @@ class SourceSettings(Settings):
     """Our field → the source's column: `{prompt: question, completion: answer}`; unset detects the schema."""
     templates: dict[str, str] = {}
     """Our field → text with `{column}` place-holders: `{prompt: "Question: {question}\\nAnswer:"}`."""
+    choices: dict[str, Literal["first", "second", "tie", "neither"]] | None = None
+    """What the values of the field `better` mean, in a pair of answers: `{"0": first, "1": second}`."""
+    ignore: list[str] | None = None
+    """Columns that say nothing of which answer is better or good, although their names sound like it."""
     transcripts: Literal["text", "messages"] = "text"
     """Whether a "\\n\\nHuman: … \\n\\nAssistant: …" transcript stays plain text or becomes messages."""
     weight: float | None = setting(None, gt=0)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reward.config import RewardSettings
-from reward.data import NO_PAIR, Rankings, load_rankings, micro_batches
+from reward.data import EQUAL_ANSWERS, EQUAL_PAIRS, NO_PAIR, Rankings, load_rankings, micro_batches
 from reward.loss import Pair
 from reward.train import check_samples
 from rlhf.errors import UserError
@@ -150,3 +150,17 @@ def test_micro_batches_keep_groups_whole_and_within_the_budget(tmp_path: Path, m
     for part in parts:
         tokens = sum(len(group) for group in part) * max(group.max_tokens for group in part)
         assert len(part) == 1 or tokens <= max_tokens
+
+
+def test_pairs_that_are_equal_for_the_model_are_left_out_and_counted(tmp_path: Path) -> None:
+    equal = {"prompt": "w9", "completions": [" w1", "  w1 "], "ranks": [1, 2]}
+    among = {"prompt": "w8", "completions": [" w1", " w2", " w1"], "ranks": [1, 2, 3]}
+    data = load(tmp_path, [*ROWS, equal, among], held_out_fraction=0)
+    group = data.train[-1]
+    assert sorted(group.pairs) == [Pair(0, 1, 1.0), Pair(1, 2, 1.0)]
+    assert data.counts.dropped() == {EQUAL_ANSWERS: 1}
+    assert data.counts.noted() == {EQUAL_PAIRS: 1}
+    assert data.counts.to_json()["total"]["noted"] == {EQUAL_PAIRS: 1}
+    assert all(
+        group.response_ids[a] != group.response_ids[b] for group in data.train for a, b, _, _ in group.pairs
+    )

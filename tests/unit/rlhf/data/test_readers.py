@@ -71,11 +71,12 @@ def test_csv_holds_lists_as_json(tmp_path: Path) -> None:
     ]
 
 
-def test_an_empty_probability_in_csv_is_none(tmp_path: Path) -> None:
+def test_an_empty_probability_in_csv_is_none_and_no_hard_label(tmp_path: Path) -> None:
     rows = [["p", "a", "b", ""], ["p", "a", "b", "0.75"]]
     path = csv_file(tmp_path, ["prompt", "chosen", "rejected", "probability"], *rows)
-    hard, soft = read_with_counts(RANKING, path)[0]
-    assert (hard.ranks, soft.comparisons) == ((1, 2), ((0, 1, 0.75),))
+    [soft], counts = read_with_counts(RANKING, path)
+    assert soft.comparisons == ((0, 1, 0.75),)
+    assert counts.dropped() == {"probability is null": 1}
 
 
 @pytest.mark.parametrize(

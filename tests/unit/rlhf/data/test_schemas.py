@@ -70,10 +70,6 @@ def test_a_demonstration_is_recognized_by_its_fields(
             Ranking(prompt="p", completions=("good", "bad"), comparisons=((0, 1, 0.8),)),
         ),
         (
-            {"prompt": "p", "chosen": "good", "rejected": "bad", "probability": None},
-            Ranking(prompt="p", completions=("good", "bad"), ranks=(1, 2)),
-        ),
-        (
             {"chosen": f"{TALK}{ASSISTANT} La.", "rejected": f"{TALK}{ASSISTANT}  No. \n"},
             Ranking(prompt=f"{TALK}{ASSISTANT}", completions=(" La.", " No."), ranks=(1, 2)),
         ),
