@@ -1,31 +1,51 @@
 """Who works in a stage's folder and who reads it: advisory locks, which the system releases with the process.
 
 One file, `.lock`, serves both: a stage at work locks its own folder alone (flock, exclusive), and the folders
-of the stages that it reads together with other readers (shared). What the file holds is for messages only.
+of the stages that it reads together with other readers (shared). What the file holds is for messages only: a
+line for each process that holds the lock, written once it does and blanked before it lets go. A process that
+is killed leaves its line behind, so a line counts only while its process lives.
 """
 
+import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
+from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.errors import UserError
 
 LOCK = ".lock"
 
+_LINE = re.compile(r"process (\d+) on (\S+) .+")
 _UNWRITABLE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A lock that this process holds, and where in the file its line stands."""
+
+    descriptor: int
+    start: int
+    length: int
+
+    def release(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk keeps nobody from letting go
+            os.pwrite(self.descriptor, b" " * self.length, self.start)
+        os.close(self.descriptor)
 
 
 class Locks:
     """The locks of one stage at work."""
 
     def __init__(self) -> None:
-        self._descriptors: list[int] = []
+        self._held: list[_Held] = []
 
     @property
     def held(self) -> bool:
-        return bool(self._descriptors)
+        return bool(self._held)
 
     def work_in(self, folder: Path, *, does: str = "is running this stage") -> None:
         """Make the folder and lock it for this process alone; `does` is what others are told of it.
@@ -56,26 +76,72 @@ class Locks:
 
     def close(self) -> None:
         """Unlock all folders."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        while self._held:
+            self._held.pop().release()
 
     def _take(self, descriptor: int, folder: Path, kind: int, does: str) -> None:
+        line = f"process {os.getpid()} on {socket.gethostname()} {does}\n".encode()
         try:
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()} {does}".encode(), 0)
+            if kind == fcntl.LOCK_EX:
+                os.ftruncate(descriptor, 0)  # nobody else holds it, so every line is of the past
+            start = _append(folder / LOCK, line)
         except BlockingIOError:
-            holder = os.pread(descriptor, 300, 0).decode(errors="replace")
+            holder = _holders(os.pread(descriptor, 100_000, 0).decode(errors="replace"))
             os.close(descriptor)
             raise UserError(
-                holder or "another process is running this stage",
+                holder,
                 where=str(folder),
                 fix="Wait until it ends, or work in another folder (a stage: `run.name=...`).",
             ) from None
         except OSError as error:
             os.close(descriptor)
             raise no_folder(folder, error) from None
-        self._descriptors.append(descriptor)
+        self._held.append(_Held(descriptor, start, len(line)))
+
+
+def _append(path: Path, line: bytes) -> int:
+    """Add a line at the end of the file, in one step for all readers; returns where it begins."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        os.write(descriptor, line)
+        return os.lseek(descriptor, 0, os.SEEK_CUR) - len(line)
+    finally:
+        os.close(descriptor)
+
+
+def _holders(text: str) -> str:
+    """The processes that hold a lock, in words, from what its file says."""
+    found = [line for line in text.splitlines() if line.strip()]
+    living = [line for line in found if _may_live(line)]
+    if living:
+        return "; ".join(living)
+    if found:  # the lock goes with the last process that has it, and a child may outlive its parent
+        return f"a process that was started by another, which has ended, still holds it ({found[-1]})"
+    return "another process is running this stage"
+
+
+def _may_live(line: str) -> bool:
+    """Whether the process of a line may still be there: certain only on its own machine."""
+    match = _LINE.fullmatch(line)
+    if match is None or match[2] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(match[1]), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return not _is_zombie(int(match[1]))
+
+
+def _is_zombie(process: int) -> bool:
+    """Whether a process has ended and only waits for its parent to ask how; known on Linux alone."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[:1] == ["Z"]
 
 
 def no_folder(folder: Path, error: OSError) -> UserError:
