@@ -12,6 +12,7 @@ from ppo.experience import final_scores
 from ppo.prompts import Key, PromptSet, Requests
 from ppo.rollout import RolloutScorer, Sampler, Scored, score_tokens
 from rlhf.data.scorers import Scorer
+from rlhf.data.scores import mean_of_finite, num_not_finite
 from rlhf.errors import UserError
 from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.model.weights import gathered_weights
@@ -36,8 +37,13 @@ class Evaluation:
 
     @property
     def quality(self) -> float:
-        """What the best policy is chosen by: mean gold score, or without a gold scorer mean reward."""
-        return self.metrics.get("gold_mean", self.metrics["reward_mean"])
+        """What the best policy is chosen by: mean gold score, or without a gold scorer mean reward.
+
+        NaN, which is never the best, where the gold scorer has no score for any response.
+        """
+        if self.gold is not None:
+            return self.metrics.get("gold_mean", math.nan)
+        return self.metrics["reward_mean"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,8 @@ class Evaluator:
             rows = [row for row in rows if bool(scores_B[row].isfinite())]
             results[n] = {"reward": finite_mean(scores_B[rows]), "kl": best_of_n_kl(n)}
             if evaluation.gold is not None:
-                results[n]["gold"] = sum(evaluation.gold[row] for row in rows) / len(rows)
+                gold = mean_of_finite([evaluation.gold[row] for row in rows])
+                results[n] |= {"gold": gold} if math.isfinite(gold) else {}
         return results
 
     def _metrics(self, scored: Scored, gold: Sequence[float] | None) -> dict[str, float]:
@@ -97,8 +104,15 @@ class Evaluator:
             "distinct_2": distinct_n(scored.responses, 2),
         }
         if gold is not None:
-            metrics["gold_mean"] = sum(gold) / len(gold)
+            metrics |= _gold_metrics(gold)
         return metrics | scored.left_out()
+
+
+def _gold_metrics(gold: Sequence[float]) -> dict[str, float]:
+    """The mean of the gold scores that there are, and how many there are not."""
+    metrics = {"num_gold_unscored": float(num_not_finite(gold))}
+    mean = mean_of_finite(gold)
+    return metrics | ({"gold_mean": mean} if math.isfinite(mean) else {})
 
 
 def _best_rows(scores_PS: Tensor, n: int) -> list[int]:

@@ -1,20 +1,20 @@
 """What of a PPO run outlives its process: the state between two iterations, and the best policy so far."""
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from rlhf import preemption
-from rlhf.parallel.failures import is_rank_failure
+from rlhf.errors import UserError
 from rlhf.parallel.world import world
-from rlhf.preemption import Preempted
 from rlhf.runs import checkpoints
 from rlhf.runs.checkpoints import Best, Checkpoint
 from rlhf.runs.finite import first_not_finite
 from rlhf.runs.rank_checkpoints import all_rng_tensors, newest_checkpoint, restore_own_rng
 from rlhf.runs.stage import StageRun
-from rlhf.training.nonfinite import FiniteGuard, NotFiniteError
+from rlhf.training.nonfinite import FiniteGuard
 from rlhf.training.optimizer import Optimization
 
 
@@ -86,19 +86,21 @@ class Keeper:
 
     @contextmanager
     def saving_if_stopped(self) -> Iterator[None]:
-        """Save the last boundary if a preemption, Ctrl-C, a lost rank or steps not finite end the block.
+        """Save the last boundary, whatever ends the block: a signal, a scorer, a full disk, a lost rank.
 
-        After a preemption it is saved also where the main thread hangs inside.
+        The boundary was copied between two iterations, so what failed after it is no part of it. After a
+        preemption it is saved also where the main thread hangs inside.
         """
         with preemption.last_resort(self.save):
             try:
                 yield
-            except (Preempted, KeyboardInterrupt, NotFiniteError):
+            except BaseException as error:
                 self.save()
-                raise
-            except RuntimeError as error:
-                if is_rank_failure(error):  # it may have got the signal before us
-                    self.save()
+                if isinstance(error, UserError) and self._saved is not None:
+                    saved = (
+                        f"ppo: {self._saved} finished iterations are saved; the same command resumes there"
+                    )
+                    print(saved, file=sys.stderr, flush=True)
                 raise
 
     def restore(self) -> bool:

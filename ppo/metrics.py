@@ -79,7 +79,7 @@ def summary(
     for n, values in best.items():
         metrics |= {f"best_of_{n}_{name}": value for name, value in values.items()}
     ceiling = settings.evaluation.gold_best
-    if ceiling is not None and before.gold is not None:
+    if ceiling is not None and "gold_mean" in before.metrics and "gold_mean" in after.metrics:
         gap = ceiling - before.metrics["gold_mean"]
         gained = after.metrics["gold_mean"] - before.metrics["gold_mean"]
         metrics["gold_gap_closed"] = gained / max(gap, 1e-12)
@@ -90,10 +90,14 @@ def summary(
 def report(before: Evaluation, after: Evaluation, best: dict[int, dict[str, float]]) -> list[tuple[str, str]]:
     """The final metrics as the rows that are printed at the end of the stage."""
     rows: list[tuple[str, str]] = []
-    for name, value in after.metrics.items():
+    for name in dict.fromkeys((*before.metrics, *after.metrics)):
         # Responses that were left out are worth a line only where there were any.
-        if not name.startswith("num_") or before.metrics[name] or value:
-            rows.append((name, f"{before.metrics[name]:.3f} → {value:.3f}"))
+        if not name.startswith("num_") or before.metrics[name] or after.metrics[name]:
+            rows.append((name, f"{_shown(before, name)} → {_shown(after, name)}"))
     for n, values in best.items():
         rows.append((f"best of {n}", ", ".join(f"{name} {value:.3f}" for name, value in values.items())))
     return rows
+
+
+def _shown(evaluation: Evaluation, name: str) -> str:
+    return f"{evaluation.metrics[name]:.3f}" if name in evaluation.metrics else "none"

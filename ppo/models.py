@@ -5,9 +5,9 @@ stage 2, and the value starts as a copy of the normalized reward: before any tra
 good a response looks (2009.01325, section 3.4).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,16 @@ from torch import Tensor, nn
 from ppo.config import PPOSettings
 from reward.model import RewardModel, load_reward, measure_normalization, raw_scores
 from rlhf.data.scorers import load_scorer
+from rlhf.errors import UserError
 from rlhf.model.backbone import Backbone
+from rlhf.parallel.world import world
 from rlhf.sampling.judged import judged_responses, stopped_rows
 from rlhf.sampling.rollouts import Rollouts, from_lists
 from rlhf.settings.groups import SamplingSettings
 
 # Shapes: B rollouts, H hidden size.
+
+T = TypeVar("T")
 
 POLICY, VALUE = "policy", "value"
 
@@ -73,7 +77,25 @@ class FunctionReward:
         self._scorer = load_scorer(spec, all_finite=False)
 
     def score(self, rollouts: Rollouts, prompts: Sequence[str], responses: Sequence[str]) -> Tensor:
-        return torch.tensor(self._scorer(prompts, responses), device=rollouts.ended_B.device)
+        scores = on_all_ranks(lambda: self._scorer(prompts, responses))
+        return torch.tensor(scores, dtype=torch.float32, device=rollouts.ended_B.device)
+
+
+def on_all_ranks(work: Callable[[], T]) -> T:
+    """This rank's result of `work`, where no rank is refused; every rank runs it on its own rows.
+
+    Raises:
+        UserError: a rank is refused. All of them raise the same, and so all end in the same way.
+    """
+    result: T | None = None
+    refusal: tuple[str, str | None, str | None] | None = None
+    try:
+        result = work()
+    except UserError as error:
+        refusal = (error.what, error.where, error.fix)
+    for what, where, fix in filter(None, world().gather(refusal)):
+        raise UserError(what, where=where, fix=fix)
+    return cast(T, result)
 
 
 def build_roles(

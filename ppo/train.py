@@ -61,7 +61,11 @@ class PPO:
         self.updater = Updater(self.backbone, settings, seed=seed)
         gold = settings.evaluation.gold
         self.evaluator = Evaluator(
-            self.sampler, self.scorer, self.data.held_out, load_scorer(gold) if gold else None, settings
+            self.sampler,
+            self.scorer,
+            self.data.held_out,
+            load_scorer(gold, all_finite=False) if gold else None,
+            settings,
         )
         self.state = RunState(self.updater.optimization, self.updater.guard, settings.kl.coefficient)
 

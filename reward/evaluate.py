@@ -1,5 +1,6 @@
 """What a reward model is worth on held-out prompts, by their labels and by a gold scorer if there is one."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -12,6 +13,7 @@ from reward.data import Group
 from reward.loss import collate, ranking_loss
 from reward.model import RewardCard
 from rlhf.data.scorers import load_scorer
+from rlhf.data.scores import NO_SCORE
 from rlhf.statistics.evaluation import (
     Estimate,
     accuracy_by_margin,
@@ -50,8 +52,8 @@ class HeldOut:
         if settings.gold is not None:
             prompts = [group.prompt for group in groups for _ in group.completions]
             completions = [completion for group in groups for completion in group.completions]
-            flat = iter(load_scorer(settings.gold)(prompts, completions))
-            gold = [[next(flat) for _ in group.completions] for group in groups]
+            flat = iter(load_scorer(settings.gold, all_finite=False)(prompts, completions))
+            gold = [[_score(next(flat)) for _ in group.completions] for group in groups]
         return HeldOut(groups, gold, settings, seed)
 
     def metrics(self, scores: Values) -> dict[str, float]:
@@ -105,8 +107,16 @@ def evaluate(
         metrics["num_gold_pairs"] = float(len(ordered))
         metrics["gold_accuracy"] = _accuracy(groups, ordered, scores, seed)
         metrics["gold_longer_accuracy"] = _accuracy(groups, ordered, lengths, seed)
-        metrics["gold_pearson"] = pearson(_flat(scores), _flat(gold))
+        scored = list(zip(_flat(scores), _flat(gold), strict=True))
+        both = [pair for pair in scored if math.isfinite(pair[1])]
+        metrics["gold_pearson"] = pearson([ours for ours, _ in both], [theirs for _, theirs in both])
+        metrics["num_gold_unscored"] = float(len(scored) - len(both))
     return _numbers(metrics)
+
+
+def _score(gold: float) -> float:
+    """A gold score, or NaN for none: infinities have no place among means and correlations."""
+    return gold if math.isfinite(gold) else NO_SCORE
 
 
 def report(metrics: dict[str, float]) -> list[tuple[str, str]]:
