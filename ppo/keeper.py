@@ -14,7 +14,7 @@ from rlhf.runs.checkpoints import Best, Checkpoint
 from rlhf.runs.finite import first_not_finite
 from rlhf.runs.rank_checkpoints import all_rng_tensors, newest_checkpoint, restore_own_rng
 from rlhf.runs.stage import StageRun
-from rlhf.training.nonfinite import FiniteGuard
+from rlhf.training.nonfinite import FiniteGuard, NotFiniteError
 from rlhf.training.optimizer import Optimization
 
 
