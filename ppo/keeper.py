@@ -37,12 +37,14 @@ class Keeper:
     def __init__(self, state: RunState, stage: StageRun, *, keep_checkpoints: int) -> None:
         self._state, self._stage, self._keep = state, stage, keep_checkpoints
         self.best = Best()
+        self.evaluation_due = False
+        """Whether the evaluation after the last iteration is still to be made: it has failed."""
         self._boundary: Checkpoint | None = None
         self._saved: int | None = None
         self._lock = threading.Lock()
 
-    def mark(self) -> None:
-        """Copy the state as it is between two iterations.
+    def mark(self, *, evaluation_due: bool = False) -> None:
+        """Copy the state as it is between two iterations, the first of which may lack its evaluation.
 
         Raises:
             NotFiniteError: it holds a number that is not finite. The copy before it stays.
@@ -51,6 +53,7 @@ class Keeper:
         values = {
             "kl_coefficient": state.kl_coefficient,
             "best": asdict(self.best),
+            "evaluation_due": evaluation_due,
             **state.guard.state(),
         }
         tensors = state.optimization.tensors() | all_rng_tensors()
@@ -63,6 +66,7 @@ class Keeper:
                 "iteration is kept.",
             )
         self._boundary = boundary
+        self.evaluation_due = evaluation_due
 
     def is_best(self, quality: float) -> bool:
         """Whether the policy as it is now, which was just found to have this quality, is the best so far."""
@@ -114,6 +118,7 @@ class Keeper:
         state.kl_coefficient = found.state["kl_coefficient"]
         state.next_iteration = found.step
         self.best = Best(**found.state["best"])
+        self.evaluation_due = found.state.get("evaluation_due", False)
         self._boundary = found
         self._saved = found.step
         return True

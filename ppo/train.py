@@ -21,6 +21,7 @@ from ppo.update import Updater
 from reward.model import base_identity
 from rlhf import preemption
 from rlhf.data.scorers import load_scorer
+from rlhf.errors import UserError
 from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.model.weights import gathered_weights
 from rlhf.parallel.start import start_process
@@ -154,6 +155,8 @@ def train(recipe: Recipe, settings: PPOSettings, stage: StageRun) -> None:
             tracker.log(named_held_out(before), step=0)
             keeper.mark()
         with keeper.saving_if_stopped():
+            if keeper.evaluation_due:
+                catch_up(ppo, keeper, tracker)
             run_iterations(ppo, keeper, tracker)
             with gathered_weights(ppo.backbone):
                 finish(ppo, keeper, stage, tracker, before)
@@ -165,7 +168,7 @@ def run_iterations(ppo: PPO, keeper: Keeper, tracker: Tracker) -> None:
         metrics = ppo.iterate(tracker)
         is_best = False
         if ppo.evaluates_now():
-            evaluation = ppo.evaluate()
+            evaluation = evaluate_iteration(ppo, keeper, tracker, metrics)
             metrics |= named_held_out(evaluation)
             is_best = keeper.is_best(evaluation.quality)
         tracker.log(metrics, step=ppo.state.next_iteration)
@@ -173,6 +176,27 @@ def run_iterations(ppo: PPO, keeper: Keeper, tracker: Tracker) -> None:
         if is_best or ppo.saves_now():
             keeper.save()
         preemption.check()
+
+
+def evaluate_iteration(ppo: PPO, keeper: Keeper, tracker: Tracker, metrics: dict[str, float]) -> Evaluation:
+    """Evaluate after an iteration, whose metrics are not logged yet.
+
+    Where that fails (the gold scorer is the user's code), the iteration stays finished all the same.
+    """
+    try:
+        return ppo.evaluate()
+    except UserError:  # it is raised on all ranks, so that all of them may mark the boundary
+        tracker.log(metrics, step=ppo.state.next_iteration)
+        keeper.mark(evaluation_due=True)
+        raise
+
+
+def catch_up(ppo: PPO, keeper: Keeper, tracker: Tracker) -> None:
+    """Make the evaluation that failed after the last iteration."""
+    evaluation = ppo.evaluate()
+    keeper.is_best(evaluation.quality)
+    tracker.log(named_held_out(evaluation), step=ppo.state.next_iteration)
+    keeper.mark()
 
 
 def finish(ppo: PPO, keeper: Keeper, stage: StageRun, tracker: Tracker, before: Evaluation) -> None:

@@ -7,6 +7,7 @@ None and NaN mean that a response has no score. True and False count 1 and 0. Wh
 import asyncio
 import inspect
 import math
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import islice
@@ -37,7 +38,12 @@ class Results:
             more = "more than " if len(values) > num_responses else ""
             count = num_responses if more else len(values)
             raise NotScoresError(f"{more}{count} scores for {num_responses} responses")
-        return [_number(value, place) for place, value in enumerate(values, start=1)]
+        try:
+            return [_number(value, place) for place, value in enumerate(values, start=1)]
+        finally:
+            for value in values:
+                if inspect.iscoroutine(value):
+                    value.close()
 
     def _values(self, returned: Any, num_responses: int) -> list[Any]:
         if inspect.isawaitable(returned):
@@ -55,6 +61,7 @@ class Results:
     def _run(self, work: Any) -> Any:
         if self._runner is None:
             self._runner = asyncio.Runner()
+            weakref.finalize(self, self._runner.close)
         return self._runner.run(work)
 
 
@@ -88,7 +95,6 @@ def _number(value: Any, place: int) -> float:
     if hasattr(value, "item") and not isinstance(value, Real):  # a scalar of numpy or torch
         value = _scalar(value, place)
     if inspect.iscoroutine(value):
-        value.close()
         raise NotScoresError(f"score {place} is a coroutine: await it in the scorer")
     if not isinstance(value, Real | Decimal):
         raise NotScoresError(f"score {place} is {_named(value)} and no number")

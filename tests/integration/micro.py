@@ -56,11 +56,16 @@ def copy_stages(run: Path, to: Path, stages: Sequence[str] = ("sft", "reward")) 
 
 def assert_same_results(one: Path, other: Path, stage: str) -> None:
     """The runs have the same weights, metrics and final metrics, bitwise, times aside."""
-    weights = [load_file(run / stage / MODEL[stage]) for run in (one, other)]
-    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+    assert_same_weights(one, other, stage)
     rows = [
         [{k: v for k, v in row.items() if not k.endswith(_TIMES)} for row in read_metrics(path)]
         for path in (run / stage / "metrics.jsonl" for run in (one, other))
     ]
     assert rows[0] == rows[1]
     assert require(one, stage).metrics == require(other, stage).metrics
+
+
+def assert_same_weights(one: Path, other: Path, stage: str) -> None:
+    """The stage has published the same weights in both runs, bitwise."""
+    weights = [load_file(run / stage / MODEL[stage]) for run in (one, other)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
