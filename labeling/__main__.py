@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import difflib
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
@@ -15,8 +15,8 @@ from labeling.constitution.config import ConstitutionSettings
 from labeling.constitution.stages import STAGES, Name, run
 from rlhf.commands.arguments import Sections, add_clean, command_parser, load
 from rlhf.commands.process import run_command
-from rlhf.data.scorers import scorer_fingerprint
-from rlhf.data.sources import source_fingerprints
+from rlhf.data.scorer_code import scorer_details, scorer_fingerprint
+from rlhf.data.sources import model_identity, source_fingerprints
 from rlhf.errors import UserError
 from rlhf.runs.files import sha256_file
 from rlhf.runs.stage import StageRun, require
@@ -98,7 +98,11 @@ def _demonstrations(recipe: Recipe, *, clean: bool) -> int:
         recipe, "demonstrations", cast(LabelingSettings, recipe.section("labeling")).demonstrations
     )
     inputs = source_fingerprints("prompts", settings.prompts, run_folder=recipe.run_folder)
-    stage = _open(recipe, "demonstrations", inputs, clean=clean, sections=("labeling", "model", "run"))
+    details: dict[str, str] = {}
+    if recipe.model.path is not None:
+        details["model"] = model_identity(recipe.model.path, recipe.model.revision)
+    sections = ("labeling", "model", "run")
+    stage = _open(recipe, "demonstrations", inputs, details=details, clean=clean, sections=sections)
     if stage is not None:
         from labeling.generation.sample import (
             make_demonstrations,  # torch and transformers load only when there is work
@@ -133,7 +137,8 @@ def _rankings(recipe: Recipe, *, clean: bool) -> int:
             fix="Run `make samples` first, or name a file of samples in `labeling.rankings.samples`.",
         )
     inputs = {"samples": sha256_file(samples), "scorer": scorer_fingerprint(settings.scorer)}
-    stage = _open(recipe, "rankings", inputs, clean=clean, sections=("labeling", "run"))
+    details = scorer_details("scorer", settings.scorer)
+    stage = _open(recipe, "rankings", inputs, details=details, clean=clean, sections=("labeling", "run"))
     if stage is not None:
         from labeling.generation.rankings import make_rankings
 
@@ -174,13 +179,23 @@ def _open(
     *,
     clean: bool,
     sections: Sequence[str],
+    details: Mapping[str, str] | None = None,
     reads: Sequence[str] = (),
 ) -> StageRun | None:
     """Open the stage of one command, which the other commands' settings do not make stale."""
     settings = _section(recipe)
     own = LabelingSettings.model_validate({name: getattr(settings, name)})
     narrowed = dataclasses.replace(recipe, sections={**recipe.sections, "labeling": own})
-    return StageRun.open(recipe, name, inputs, reads=reads, clean=clean, sections=sections, counted=narrowed)
+    return StageRun.open(
+        recipe,
+        name,
+        inputs,
+        details=details,
+        reads=reads,
+        clean=clean,
+        sections=sections,
+        counted=narrowed,
+    )
 
 
 _RUN: dict[str, Callable[..., int]] = {

@@ -7,7 +7,7 @@ from typing import cast
 from ppo.config import PPOSettings
 from rlhf.commands.arguments import load, stage_arguments
 from rlhf.commands.process import run_command
-from rlhf.data.scorers import scorer_fingerprint
+from rlhf.data.scorer_code import scorer_details, scorer_fingerprint
 from rlhf.data.sources import source_fingerprints
 from rlhf.optional import silent
 from rlhf.runs.stage import StageRun, require
@@ -20,16 +20,19 @@ def main(argv: Sequence[str]) -> int:
     recipe = load(arguments)
     settings = cast(PPOSettings, recipe.section("ppo"))
     run = recipe.run_folder
+    details: dict[str, str] = {}
     inputs = source_fingerprints("prompts", settings.prompts, run_folder=run)
     inputs["sft/model"] = require(run, "sft").artifact_sha256
     if settings.reward == "adapter":
         inputs["reward/model"] = require(run, "reward").artifact_sha256
     else:
         inputs["reward"] = scorer_fingerprint(settings.reward)
+        details |= scorer_details("reward", settings.reward)
     if settings.evaluation.gold:
         inputs["gold"] = scorer_fingerprint(settings.evaluation.gold)
+        details |= scorer_details("gold", settings.evaluation.gold)
     reads = [name for name in ("sft", "reward") if f"{name}/model" in inputs]
-    stage = StageRun.open(recipe, "ppo", inputs, reads=reads, clean=arguments.clean)
+    stage = StageRun.open(recipe, "ppo", inputs, details=details, reads=reads, clean=arguments.clean)
     if stage is None:
         return 0
     with silent():  # of what libraries print when they are imported

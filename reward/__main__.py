@@ -9,7 +9,7 @@ from typing import cast
 from reward.config import RewardSettings
 from rlhf.commands.arguments import load, stage_arguments
 from rlhf.commands.process import run_command
-from rlhf.data.scorers import scorer_fingerprint
+from rlhf.data.scorer_code import scorer_details, scorer_fingerprint
 from rlhf.data.sources import source_fingerprints
 from rlhf.optional import silent
 from rlhf.runs.stage import StageRun, require
@@ -28,9 +28,11 @@ def main(argv: Sequence[str]) -> int:
     settings = cast(RewardSettings, recipe.section("reward"))
     inputs = {"sft/model": require(recipe.run_folder, "sft").artifact_sha256}
     inputs |= source_fingerprints("rankings", settings.rankings, run_folder=recipe.run_folder)
+    details: dict[str, str] = {}
     if settings.gold:
         inputs["gold"] = scorer_fingerprint(settings.gold)
-    stage = StageRun.open(recipe, "reward", inputs, reads=["sft"], clean=arguments.clean)
+        details = scorer_details("gold", settings.gold)
+    stage = StageRun.open(recipe, "reward", inputs, details=details, reads=["sft"], clean=arguments.clean)
     if stage is None:
         return 0
     with stage:

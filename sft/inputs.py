@@ -1,8 +1,6 @@
 """What the stage's result depends on besides its settings; decided without importing torch."""
 
-from rlhf.data.sources import source_fingerprints
-from rlhf.hub import local_model_folder
-from rlhf.runs.files import tree_hash
+from rlhf.data.sources import model_identity, source_fingerprints
 from rlhf.settings.recipe import Recipe
 from sft.config import SFTSettings
 
@@ -18,12 +16,5 @@ def stage_inputs(recipe: Recipe, settings: SFTSettings) -> dict[str, str]:
     if recipe.model.scratch:
         inputs |= source_fingerprints("tokenizer_prompts", settings.tokenizer_prompts, run_folder=run)
     if recipe.model.path is not None:
-        inputs["model"] = _identity(recipe.model.path, recipe.model.revision)
+        inputs["model"] = model_identity(recipe.model.path, recipe.model.revision)
     return inputs
-
-
-def _identity(path: str, revision: str | None) -> str:
-    folder = local_model_folder(path, where=f"model.path={path}")
-    if folder is not None:
-        return tree_hash(folder)
-    return f"hub:{path}@{revision or 'main'}"

@@ -8,7 +8,7 @@ from labeling.constitution.config import (
     PreferencesSettings,
     RevisionsSettings,
 )
-from rlhf.data.scorers import scorer_fingerprint
+from rlhf.data.scorer_code import scorer_details, scorer_fingerprint
 from rlhf.data.sources import source_fingerprints
 from rlhf.errors import UserError
 from rlhf.runs.files import sha256_file, tree_hash
@@ -63,6 +63,11 @@ def model_inputs(recipe: Recipe, settings: ConstitutionSettings) -> dict[str, st
             if model.local.adapter is not None:
                 found[f"{role}.adapter"] = tree_hash(Path(model.local.adapter))
     return found
+
+
+def part_details(settings: RevisionsSettings | PreferencesSettings) -> dict[str, str]:
+    """What else tells whether a stage's inputs changed: see `StageRun.open`."""
+    return scorer_details("scorer", settings.scorer) if settings.scorer else {}
 
 
 def revision_inputs(settings: RevisionsSettings, run_folder: Path) -> dict[str, str]:

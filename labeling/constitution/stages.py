@@ -11,7 +11,12 @@ from labeling.constitution.config import (
     RevisionsSettings,
 )
 from labeling.constitution.constitution import Constitution, load_constitution
-from labeling.constitution.inputs import model_inputs, preference_inputs, revision_inputs
+from labeling.constitution.inputs import (
+    model_inputs,
+    part_details,
+    preference_inputs,
+    revision_inputs,
+)
 from rlhf.data.readers import MIXED
 from rlhf.errors import UserError
 from rlhf.runs.stage import StageRun
@@ -56,6 +61,7 @@ def _run_stage(
         recipe,
         name,
         inputs,
+        details=part_details(part),
         clean=clean,
         sections=("labeling", "run"),
         counted=_narrowed(recipe, settings, name),

@@ -16,21 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from rlhf import optional
+from rlhf.data.scorer_code import NAME_IT
 from rlhf.data.scores import NotScoresError, Results
 from rlhf.errors import UserError
-from rlhf.runs.files import sha256_file
 
 Scorer = Callable[[Sequence[str], Sequence[str]], list[float]]
 
 PAUSES_SECONDS = (1.0, 4.0, 16.0)
 """Before the second, third and last attempt at a call that raised an error."""
-NAME_IT = "Name a scorer as path/to/file.py:function or package.module:function."
-
-
-def scorer_fingerprint(spec: str) -> str:
-    """What identifies a scorer: the SHA-256 of its file and its function's name, or its module's name."""
-    file, _, function = spec.rpartition(":")
-    return f"{sha256_file(Path(file))}:{function}" if Path(file).is_file() else spec
 
 
 def load_scorer(spec: str, *, all_finite: bool = True, sleep: Callable[[float], None] = time.sleep) -> Scorer:

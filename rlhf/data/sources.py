@@ -17,11 +17,13 @@ from rlhf.data.readers import COLUMNAR, file_rows, hub_rows, local_file, parse_j
 from rlhf.data.records import Demonstration, Prompt, Ranking, prompt_key
 from rlhf.data.schemas import DEMONSTRATIONS, PROMPTS, RANKINGS, Row, RowConverter, Schema
 from rlhf.errors import UserError
-from rlhf.runs.files import sha256_file
+from rlhf.hub import local_model_folder
+from rlhf.runs.files import sha256_file, tree_hash
 from rlhf.settings.groups import SourceSettings
 
 __all__ = [
     "RecordCounts",
+    "model_identity",
     "read_demonstrations",
     "read_prompts",
     "read_rankings",
@@ -84,6 +86,18 @@ def source_fingerprints(name: str, sources: Sequence[SourceSettings], *, run_fol
         else:
             prints[f"{name}.{number}"] = sha256_file(path)
     return prints
+
+
+def model_identity(path: str, revision: str | None) -> str:
+    """What identifies a model: the SHA-256 of its folder, or "hub:<id>@<revision>". Needs no network.
+
+    Raises:
+        UserError: it can only be a local folder, and there is none.
+    """
+    folder = local_model_folder(path, where=f"model.path={path}")
+    if folder is not None:
+        return tree_hash(folder)
+    return f"hub:{path}@{revision or 'main'}"
 
 
 def split_by_prompt(records: Sequence[R], *, fraction: float, seed: int) -> tuple[list[R], list[R]]:

@@ -76,6 +76,7 @@ class StageRun:
         stage: str,
         inputs: Mapping[str, str],
         *,
+        details: Mapping[str, str] | None = None,
         reads: Sequence[str] = (),
         clean: bool = False,
         sections: Sequence[str] | None = None,
@@ -83,7 +84,8 @@ class StageRun:
     ) -> "StageRun | None":
         """Begin `stage`, resume a half-finished one, or return None (and say so) if it is up to date.
 
-        `stage` names the folder. `inputs` maps a name to its hash. `reads` are the stages of this run whose
+        `stage` names the folder. `inputs` maps a name to its hash, and so do `details`, which
+        stages that earlier versions have made are not compared with. `reads` are the stages of this run whose
         results it works with: nobody can make them again meanwhile. `sections` are the parts of the
         recipe whose semantic settings count; by default those of this stage, `model` and `run`. `counted` is
         the recipe with only the settings that count in these sections, if that is not `recipe`. `clean`
@@ -98,7 +100,13 @@ class StageRun:
             sections = (stage, "model", "run")
         settings = (counted or recipe).semantic(*sections)
         digest = config_hash({"settings": settings, "inputs": dict(inputs)})
-        record = StageFile(stage=stage, config_hash=digest, settings=settings, inputs=dict(inputs))
+        record = StageFile(
+            stage=stage,
+            config_hash=digest,
+            settings=settings,
+            inputs=dict(inputs),
+            details=dict(details or {}),
+        )
         if not has_ranks():
             return _begin_alone(recipe, record, reads=reads, clean=clean)
         return _begin_together(recipe, record, reads=reads, clean=clean)
@@ -197,7 +205,7 @@ class StageRun:
                 git_dirty=dirty,
                 packages=package_versions(),
                 device=device or device_name(),
-                inputs=self._record.inputs,
+                inputs=self._record.inputs | (self._record.details or {}),
                 outputs=hashes,
                 output_bytes={name: (self.run_folder / name).stat().st_size for name in hashes},
                 artifact_sha256=names_hash(hashes),

@@ -1,6 +1,7 @@
 """`stage.json`: the settings and inputs that a stage's results depend on, written before it begins."""
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from rlhf.runs.manifest import JsonFile
@@ -17,6 +18,8 @@ class StageFile(JsonFile):
     config_hash: str
     settings: dict[str, Any]
     inputs: dict[str, str]
+    details: dict[str, str] | None = None
+    """Inputs that records of earlier versions do not have (None there): not compared with those."""
 
     def differences(self, now: "StageFile") -> list[str]:
         """What is not the same now, in words. A setting that did not exist yet counts as unset."""
@@ -28,14 +31,20 @@ class StageFile(JsonFile):
             after = new.get(key, _UNSET)
             if before != after:
                 found.append(f"{key} was {_shortened(before)}, is {_shortened(after)}")
-        for name in sorted({*self.inputs, *now.inputs}):
-            if name not in now.inputs:
-                found.append(f"input {name} is not used any more")
-            elif name not in self.inputs:
-                found.append(f"input {name} is new")
-            elif self.inputs[name] != now.inputs[name]:
-                found.append(f"input {name} has changed")
+        found += _changed_inputs(self.inputs, now.inputs)
+        if self.details is not None and now.details is not None:
+            found += _changed_inputs(self.details, now.details)
         return found
+
+
+def _changed_inputs(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:
+    for name in sorted({*before, *after}):
+        if name not in after:
+            yield f"input {name} is not used any more"
+        elif name not in before:
+            yield f"input {name} is new"
+        elif before[name] != after[name]:
+            yield f"input {name} has changed"
 
 
 def _flat(values: Any, key: str = "") -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,10 +99,10 @@ def test_whatever_ends_an_iteration_the_ones_before_it_are_saved(
     copy_stages(runs / "micro", tmp_path / "micro")
     table = Tracker.table
 
-    def fail(self: Tracker, key: str, *rest: object, step: int) -> None:
+    def fail(self: Tracker, key: str, columns: Any, rows: Any, step: int) -> None:
         if step == 3:
             raise error("broken")
-        table(self, key, *rest, step=step)  # type: ignore[arg-type]
+        table(self, key, columns, rows, step)
 
     monkeypatch.setattr(Tracker, "table", fail)
     with pytest.raises(error):

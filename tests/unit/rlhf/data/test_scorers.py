@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from rlhf.data.scorers import PAUSES_SECONDS, Scorer, load_scorer, scorer_fingerprint
+from rlhf.data.scorer_code import scorer_fingerprint
+from rlhf.data.scorers import PAUSES_SECONDS, Scorer, load_scorer
 from rlhf.errors import UserError
 
 LENGTHS = "def lengths(prompts, responses):\n    return [len(text) for text in responses]\n"

@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -229,3 +230,18 @@ except UserError as error:
     tmp_path.chmod(0o700)
     assert process.returncode == 2, problems
     assert "cannot use this folder (Permission denied)" in printed
+
+
+def test_details_make_a_stage_stale_but_not_one_that_was_recorded_without_them(tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path)
+    finish(recipe, {"a": "1"})
+    path = tmp_path / "x" / "ppo" / "stage.json"
+    now = {"modules of a": "2"}
+    with pytest.raises(UserError, match="input modules of a is new"):
+        StageRun.open(recipe, "ppo", {"a": "1"}, details=now)
+    earlier = json.loads(path.read_text())
+    del earlier["details"]
+    path.write_text(json.dumps(earlier))
+    assert StageRun.open(recipe, "ppo", {"a": "1"}, details=now) is None
+    with pytest.raises(UserError, match="input a has changed"):
+        StageRun.open(recipe, "ppo", {"a": "3"}, details=now)
