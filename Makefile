@@ -65,6 +65,10 @@ python = $(VENV)/bin/python
 install: $(VENV)/.triptych-installed
 endif
 
+# What else this make will do: the first stage looks at what the later ones need (rlhf/commands/ahead.py).
+goals = $(MAKECMDGOALS)
+export TRIPTYCH_GOALS = $(goals)
+
 # Without a shell in between, SIGTERM to make reaches the stage, and make waits until it has saved.
 stage = @exec $(python)
 
@@ -145,9 +149,11 @@ serve: install ## the same screen in browsers (give PROJECT; a token for each la
 	$(python) -m labeling serve --project $(call quoted,$(PROJECT)) --port $(call quoted,$(PORT))
 
 stories: CONFIG = configs/stories/recipe.yaml
+stories: goals = demonstrations sft samples rankings reward ppo
 stories: demonstrations sft samples rankings reward ppo ## the whole loop on story openings (give MODEL)
 
 hh: CONFIG = configs/hh/recipe.yaml
+hh: goals = sft reward ppo
 hh: sft reward ppo ## the three stages on HH-RLHF transcripts (give MODEL, and the data by SET)
 
 bench: install ## race PPO and reward training against TRL: time and memory

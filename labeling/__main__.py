@@ -13,6 +13,7 @@ from labeling.commands import run as commands
 from labeling.config import DemonstrationsSettings, LabelingSettings, RankingsSettings, SamplesSettings
 from labeling.constitution.config import ConstitutionSettings
 from labeling.constitution.stages import STAGES, Name, run
+from rlhf.commands.ahead import check_ahead
 from rlhf.commands.arguments import Sections, add_clean, command_parser, load
 from rlhf.commands.process import run_command
 from rlhf.data.scorer_code import scorer_details, scorer_fingerprint
@@ -51,7 +52,9 @@ def main(argv: Sequence[str]) -> int:
         return commands.run(command, rest)
     if command in COMMANDS:
         arguments = _parser(command).parse_intermixed_args(rest)
-        return _RUN[command](load(arguments), clean=arguments.clean)
+        recipe = load(arguments)
+        check_ahead(recipe, command)
+        return _RUN[command](recipe, clean=arguments.clean)
     if not command and {"-h", "--help"} & {*argv}:
         print(_help())
         return 0

@@ -35,9 +35,9 @@ class SamplesSettings(Settings):
 class RankingsSettings(Settings):
     """Ranks by a scripted labeler, who compares with a scorer's eyes and errs at a given rate."""
 
-    samples: str = setting("{run}/samples/samples.jsonl", semantic=False)
+    samples: str = setting("{run}/samples/samples.jsonl", semantic=False, names="file")
     """Completions to rank; `{run}` stands for the run's folder."""
-    scorer: str = setting(semantic=False)
+    scorer: str = setting(semantic=False, names="scorer")
     """What the labeler goes by: `file.py:function` or `module:function`."""
     prefer: Literal["higher", "lower"] = "higher"
     """Whether the labeler likes what scores higher, or what scores lower."""

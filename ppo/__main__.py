@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import cast
 
 from ppo.config import PPOSettings
+from rlhf.commands.ahead import check_ahead
 from rlhf.commands.arguments import load, stage_arguments
 from rlhf.commands.process import run_command
 from rlhf.data.scorer_code import scorer_details, scorer_fingerprint
@@ -18,6 +19,7 @@ DESCRIPTION = "Stage 3: PPO of a LoRA policy on the SFT model, against the rewar
 def main(argv: Sequence[str]) -> int:
     arguments = stage_arguments("ppo", DESCRIPTION, argv)
     recipe = load(arguments)
+    check_ahead(recipe, "ppo")
     settings = cast(PPOSettings, recipe.section("ppo"))
     run = recipe.run_folder
     details: dict[str, str] = {}

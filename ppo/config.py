@@ -32,7 +32,7 @@ class EvaluationSettings(Settings):
     """Held-out prompts used at most."""
     every_iterations: int = setting(10, ge=0)
     """Iterations between two evaluations during training; 0 evaluates before and after only."""
-    gold: str | None = setting(None, semantic=False)
+    gold: str | None = setting(None, semantic=False, names="scorer")
     """A scorer that training never sees, `file.py:function` or `module:function`."""
     gold_best: float | None = None
     """The best possible gold score, to report the share of the gap that was closed."""
@@ -54,7 +54,7 @@ class PPOSettings(Settings):
     sampling: SamplingSettings = SamplingSettings()
     """How responses are drawn."""
 
-    reward: str = setting("adapter", semantic=False)
+    reward: str = setting("adapter", semantic=False, names="scorer")
     """`adapter`: the reward stage's model; or a scorer, `file.py:function` or `module:function`."""
     reward_clip: float | None = setting(None, gt=0)
     """Normalized scores are clipped to ± this; unset leaves them."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import cast
 
 from reward.config import RewardSettings
+from rlhf.commands.ahead import check_ahead
 from rlhf.commands.arguments import load, stage_arguments
 from rlhf.commands.process import run_command
 from rlhf.data.scorer_code import scorer_details, scorer_fingerprint
@@ -25,6 +26,7 @@ def main(argv: Sequence[str]) -> int:
         return _score(argv[1:])
     arguments = stage_arguments("reward", DESCRIPTION, argv)
     recipe = load(arguments)
+    check_ahead(recipe, "reward")
     settings = cast(RewardSettings, recipe.section("reward"))
     inputs = {"sft/model": require(recipe.run_folder, "sft").artifact_sha256}
     inputs |= source_fingerprints("rankings", settings.rankings, run_folder=recipe.run_folder)

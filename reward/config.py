@@ -23,7 +23,7 @@ class RewardSettings(Settings):
     """What happens to a group whose prompt and longest completion do not fit."""
     tie_margin: float | None = setting(None, ge=0)
     """Unset: equal ranks give no pair. Set: their scores are drawn together where further apart."""
-    gold: str | None = setting(None, semantic=False)
+    gold: str | None = setting(None, semantic=False, names="scorer")
     """A scorer that training never sees, `file.py:function` or `module:function`, to evaluate against."""
 
     lora: LoraSettings = LoraSettings()

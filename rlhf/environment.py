@@ -1,4 +1,4 @@
-"""What a launcher says through environment variables, as torchrun and accelerate do: read without torch."""
+"""What make, and launchers such as torchrun and accelerate, say through environment variables."""
 
 import os
 
@@ -16,6 +16,11 @@ def has_ranks() -> bool:
 def uses_deepspeed() -> bool:
     """Whether accelerate's launcher started this process to work with DeepSpeed."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true"
+
+
+def goals() -> list[str]:
+    """The goals that make was given, in their order; none where no make started this process."""
+    return os.environ.get("TRIPTYCH_GOALS", "").split()
 
 
 def is_rank0() -> bool:

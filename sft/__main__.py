@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from typing import cast
 
+from rlhf.commands.ahead import check_ahead
 from rlhf.commands.arguments import load, stage_arguments
 from rlhf.commands.process import run_command
 from rlhf.optional import silent
@@ -17,6 +18,7 @@ DESCRIPTION = "Stage 1: supervised fine-tuning; the loss is on completions only,
 def main(argv: Sequence[str]) -> int:
     arguments = stage_arguments("sft", DESCRIPTION, argv)
     recipe = load(arguments)
+    check_ahead(recipe, "sft")
     settings = cast(SFTSettings, recipe.section("sft"))
     stage = StageRun.open(recipe, "sft", stage_inputs(recipe, settings), clean=arguments.clean)
     if stage is None:

@@ -12,9 +12,9 @@ from rlhf.settings.groups import Precision, Settings, SourceSettings, setting
 class LocalSettings(Settings):
     """A feedback model that runs here."""
 
-    path: str = setting(semantic=False)
+    path: str = setting(semantic=False, names="model")
     """A local folder or a hub id of a causal language model; `{run}` is the run's folder."""
-    adapter: str | None = setting(None, semantic=False)
+    adapter: str | None = setting(None, semantic=False, names="file")
     """A LoRA adapter on it, as a folder; unset: the model alone."""
     precision: Precision = "fp32"
     """How its weights are held."""
@@ -132,7 +132,7 @@ class RevisionsSettings(Settings):
     """Demonstrations of being helpful, mixed in unchanged."""
     helpful_share: float = setting(0.5, gt=0, lt=1)
     """Their share of the result, if there are any; records are left out where the two do not fit it."""
-    scorer: str | None = setting(None, semantic=False)
+    scorer: str | None = setting(None, semantic=False, names="scorer")
     """Measures every response and revision for the report: `file.py:function` or `module:function`."""
     refusals: list[str] | None = None
     """How texts begin that are nothing but a refusal: regular expressions, letter case apart.
@@ -161,7 +161,7 @@ class RevisionsSettings(Settings):
 class PreferencesSettings(Settings):
     """The preference stage: completions compared by principles (2212.08073, section 4)."""
 
-    items: str | None = setting(None, semantic=False)
+    items: str | None = setting(None, semantic=False, names="file")
     """A file of prompts with completions; unset without `prompts`: `{run}/samples/samples.jsonl`."""
     limit: int | None = setting(None, ge=1)
     """Compare the completions of the first so many items only."""
@@ -187,14 +187,14 @@ class PreferencesSettings(Settings):
     """Share of people's rankings in `mixed.jsonl`."""
     project: str | None = setting(None, semantic=False)
     """A labeling project (folder or URL) that receives the ranks, as one labeler's among the others."""
-    scorer: str | None = setting(None, semantic=False)
+    scorer: str | None = setting(None, semantic=False, names="scorer")
     """What preferences are compared with in the report: `file.py:function` or `module:function`."""
 
 
 class ConstitutionSettings(Settings):
     """Labels by a model that goes by written principles."""
 
-    path: str = setting(semantic=False)
+    path: str = setting(semantic=False, names="file")
     """The constitution, a YAML file."""
     tags: list[str] = []
     """Use only principles with one of these tags; empty: all."""

@@ -23,6 +23,7 @@ from rlhf.settings.groups import SourceSettings
 
 __all__ = [
     "RecordCounts",
+    "check_source",
     "model_identity",
     "read_demonstrations",
     "read_prompts",
@@ -86,6 +87,32 @@ def source_fingerprints(name: str, sources: Sequence[SourceSettings], *, run_fol
         else:
             prints[f"{name}.{number}"] = sha256_file(path)
     return prints
+
+
+def check_source(
+    source: SourceSettings, schemas: Sequence[Schema[Any]], *, run_folder: Path, is_there: bool
+) -> None:
+    """Check a source without reading it: its columns and templates, and if it `is_there` its first row.
+
+    Of a hub data set and of Parquet no row is looked at: that needs the network, or takes seconds.
+
+    Raises:
+        UserError: as when it is read.
+    """
+    RowConverter(schemas, source, columnar=False)
+    path = local_file(source, run_folder) if is_there else None
+    if path is None or path.suffix.lower() == ".parquet":
+        return
+    converter = RowConverter(schemas, source, columnar=path.suffix.lower() in COLUMNAR)
+    for where, raw in file_rows(path):
+        try:
+            converter.record(_row(raw), where)
+        except UnusableRowError:
+            continue
+        except UserError as error:
+            raise error.at(f"{path}, {where}") from None
+        return
+    raise UserError("there is no record in it that can be used", where=str(path), fix="Name another file.")
 
 
 def model_identity(path: str, revision: str | None) -> str:

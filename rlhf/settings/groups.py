@@ -20,12 +20,15 @@ class Settings(BaseModel):
 S = TypeVar("S", bound=Settings)
 
 
-def setting(default: Any = ..., *, semantic: bool = True, **constraints: Any) -> Any:
+def setting(
+    default: Any = ..., *, semantic: bool = True, names: str | None = None, **constraints: Any
+) -> Any:
     """A field with constraints; `semantic=False` marks one that cannot change what a stage produces.
 
-    So are paths: what they lead to is hashed, and counts as one of the stage's inputs.
+    So are paths: what they lead to is hashed, and counts as one of the stage's inputs. `names` says what a
+    text names outside the recipe (`scorer`, `model`, `file`), to be looked for before any stage starts.
     """
-    return Field(default, json_schema_extra={"semantic": semantic}, **constraints)
+    return Field(default, json_schema_extra={"semantic": semantic, "names": names}, **constraints)
 
 
 class RunSettings(Settings):

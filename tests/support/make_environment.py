@@ -2,7 +2,7 @@
 
 import os
 
-_OUTER = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "VENV", "PYTHON")
+_OUTER = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "VENV", "PYTHON", "TRIPTYCH_GOALS")
 
 
 def make_environment() -> dict[str, str]:

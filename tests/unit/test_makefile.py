@@ -358,3 +358,19 @@ def test_clean_run_deletes_nothing_that_is_not_a_run(checkout: Checkout, run: st
     assert done.returncode == 2
     assert done.stderr.startswith("clean-run: ")
     assert sorted(checkout.folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "goals"),
+    [
+        (["sft", "reward", "ppo"], "sft reward ppo"),
+        (["hh"], "sft reward ppo"),
+        (["stories"], "demonstrations sft samples rankings reward ppo"),
+    ],
+)
+def test_every_stage_is_told_what_else_is_to_be_made(
+    checkout: Checkout, words: list[str], goals: str
+) -> None:
+    (checkout.folder / "python.py").write_text("import os\nprint(os.environ['TRIPTYCH_GOALS'])\n")
+    done = checkout.make(*words, "VENV=none", "MODEL=m")
+    assert done.stdout.splitlines() == [goals] * len(goals.split())
