@@ -113,4 +113,4 @@ def _browser(project: Project, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, resumes=False))

@@ -211,4 +211,4 @@ _RUN: dict[str, Callable[..., int]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, resumes=False))

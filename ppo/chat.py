@@ -128,4 +128,4 @@ def _lines(interactive: bool) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, resumes=False))

@@ -77,4 +77,4 @@ def _score(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, resumes=lambda argv: argv[:1] != ["score"]))

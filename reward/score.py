@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from reward.model import RewardCard, RewardModel, folder_identity, load_reward, score_sequences
 from rlhf.data.readers import parse_json
 from rlhf.data.records import Message, Turns
@@ -91,11 +93,18 @@ def open_model(folder: Path, *, device: str) -> RewardModel:
     backbone = Backbone.load(
         path if path.is_dir() else base,
         settings=settings,
-        device=start_process(RunSettings(device=device)).device,
+        device=_device(device),
     )
     # A hub id names no files that could be compared; that the adapter fits on the base is checked below.
     identity = folder_identity(path) if path.is_dir() else card.base_sha256
     return load_reward(backbone, folder, expected_base_sha256=identity)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return start_process(RunSettings(device=name)).device
+    except UserError as error:
+        raise error.at(f"--device {name}") from None
 
 
 def read_rows(source: Path) -> list[Row]:
@@ -120,6 +129,12 @@ def score_rows(model: RewardModel, rows: Sequence[Row], options: ScoreOptions) -
     """Raw scores of every completion of every row."""
     sequences: list[list[int]] = []
     for row in rows:
+        if not isinstance(row.prompt, str) and not model.backbone.tokenizer.chat_template:
+            raise UserError(
+                "the prompt is a conversation, and this model has no chat template",
+                where=row.where,
+                fix='Write the prompt as text, as the model was trained: {"prompt": "...", ...}.',
+            )
         try:
             sequences += [_encode(model, row, completion, options) for completion in row.completions]
         except UserError as error:

@@ -111,4 +111,4 @@ WORK: dict[str, Callable[[Case], dict[str, Any]]] = {
 }
 
 if __name__ == "__main__":
-    sys.exit(run_command(main))
+    sys.exit(run_command(main, resumes=False))

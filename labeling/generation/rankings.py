@@ -10,6 +10,8 @@ from labeling.config import RankingsSettings
 from labeling.store.items import Item, read_items
 from rlhf.data.records import Ranking, prompt_key, write_jsonl
 from rlhf.data.scorers import load_scorer
+from rlhf.data.scores import num_not_finite
+from rlhf.errors import UserError
 from rlhf.model.chat import prompt_text
 from rlhf.runs.progress import print_result
 from rlhf.runs.stage import StageRun
@@ -77,19 +79,28 @@ class Labels:
 
 
 def label(items: Sequence[Item], settings: RankingsSettings, *, seed: int) -> Labels:
-    """Rank every item. An item's ranks depend on its content and `seed` alone, not on the other items.
+    """Rank every item whose completions all have a score.
+
+    An item's ranks depend on its content and `seed` alone, not on the other items.
 
     Raises:
-        UserError: the scorer cannot be loaded, or gives something else than one finite number a completion.
+        UserError: the scorer cannot be loaded, gives no numbers, or cannot score any item as a whole.
     """
-    scorer = load_scorer(settings.scorer)
+    scorer = load_scorer(settings.scorer, all_finite=False)
     labeler = ScriptedLabeler(settings.error_rate, settings.tie_width)
     sign = 1.0 if settings.prefer == "higher" else -1.0
     prompts = [prompt_text(item.prompt) for item in items for _ in item.completions]
     flat = iter(scorer(prompts, [text for item in items for text in item.completions]))
-    scores = [tuple(next(flat) for _ in item.completions) for item in items]
+    given = [(item, tuple(next(flat) for _ in item.completions)) for item in items]
+    ranked = [(item, raw) for item, raw in given if not num_not_finite(raw)]
+    if not ranked:
+        raise UserError(
+            f"it has no score for some completion of each of {len(items):,} items",
+            where=f"scorer {settings.scorer}",
+            fix="Let it return a finite number for every completion that it can judge.",
+        )
     rankings: list[Ranking] = []
-    for item, raw in zip(items, scores, strict=True):
+    for item, raw in ranked:
         rng = random.Random("|".join((str(seed), prompt_key(item.prompt), *item.completions)))
         ranks = labeler.ranks([sign * score for score in raw], rng)
         rankings.append(
@@ -100,7 +111,7 @@ def label(items: Sequence[Item], settings: RankingsSettings, *, seed: int) -> La
                 annotator=f"scripted:{settings.scorer}",
             )
         )
-    return _measured(rankings, scores, settings)
+    return _measured(rankings, [raw for _, raw in ranked], settings)
 
 
 def _measured(rankings: list[Ranking], scores: list[tuple[float, ...]], settings: RankingsSettings) -> Labels:
@@ -132,17 +143,20 @@ def make_rankings(recipe: Recipe, settings: RankingsSettings, stage: StageRun, *
     labels = label(items, settings, seed=recipe.run.seed)
     flat = [score for scores in labels.scores for score in scores]
     best = max if settings.prefer == "higher" else min
+    num_unscored = len(items) - len(labels.rankings)
     metrics: dict[str, float] = {
-        "items": len(items),
+        "items": len(labels.rankings),
+        "items_without_scores": num_unscored,
         "score_mean": sum(flat) / len(flat),
-        "score_best_mean": sum(best(scores) for scores in labels.scores) / len(items),
+        "score_best_mean": sum(best(scores) for scores in labels.scores) / len(labels.scores),
         "tied_pairs_ratio": labels.tied_ratio,
     }
     if labels.accuracy is not None:
         metrics["pair_accuracy"] = labels.accuracy.value
     stage.publish({RANKINGS: lambda path: write_jsonl(path, labels.rankings)}, metrics=metrics, counts={})
     rows = [
-        ("items ranked", f"{len(items):,}"),
+        ("items ranked", f"{len(labels.rankings):,}"),
+        *([("items left out, a score is missing", f"{num_unscored:,}")] if num_unscored else []),
         (
             "score, mean and best of an item",
             f"{metrics['score_mean']:.3f}, {metrics['score_best_mean']:.3f}",

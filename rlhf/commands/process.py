@@ -5,19 +5,25 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import NoReturn
 
 from rlhf import optional, preemption
 from rlhf.environment import has_ranks, is_rank0
 from rlhf.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_RANK_FAILURE, EXIT_USER_ERROR, UserError
 
-_PREEMPTED = "ended by {}; the same command resumes from the last checkpoint"
+_RESUMES = "; the same command resumes from the last checkpoint"
 
 
 def run_command(
-    main: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None, *, resumes: bool = True
+    main: Callable[[Sequence[str]], int],
+    argv: Sequence[str] | None = None,
+    *,
+    resumes: bool | Callable[[Sequence[str]], bool] = True,
 ) -> int:
-    """Run a command's `main` and return its exit status; `resumes` says that running it again continues.
+    """Run a command's `main` and return its exit status.
+
+    `resumes` says that running it again continues from a checkpoint, if need be by its arguments.
 
     2 after a `UserError`, 75 after SIGTERM or SIGUSR1, 130 after Ctrl-C. Among ranks, an error that all of
     them meet is printed once, and an error of one of them with its rank.
@@ -25,13 +31,13 @@ def run_command(
     Without `argv` the command is all that this process is for, and after a signal the process ends at once.
     """
     arguments = sys.argv[1:] if argv is None else argv
+    advice = _RESUMES if (resumes(arguments) if callable(resumes) else resumes) else ""
     try:
-        return _with_signals(lambda: main(arguments), exits=argv is None)
+        return _with_signals(lambda: main(arguments), advice, exits=argv is None)
     except UserError as error:
         _print_error(str(error))
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        advice = "; the same command resumes from the last checkpoint" if resumes else ""
         if is_rank0():
             print(f"interrupted{advice}", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -49,25 +55,25 @@ def exit_now(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _with_signals(work: Callable[[], int], *, exits: bool) -> int:
+def _with_signals(work: Callable[[], int], advice: str, *, exits: bool) -> int:
     """What `work` returns, or the status after a signal; further signals change nothing until the end."""
-    with preemption.listen(_end_for_main):
+    with preemption.listen(partial(_end_for_main, advice)):
         try:
             with optional.only_needed(), _as_rank():
                 return work()
         except preemption.Preempted as notice:
-            _print_preempted(str(notice))
+            _print_preempted(str(notice), advice)
             if exits:
                 exit_now(EXIT_PREEMPTED)
             return EXIT_PREEMPTED
 
 
-def _end_for_main(signal_name: str, save: Callable[[], None]) -> NoReturn:
+def _end_for_main(advice: str, signal_name: str, save: Callable[[], None]) -> NoReturn:
     """Save and end after a signal, in a second thread: the main thread did not end in time."""
     status = 1
     try:
         save()
-        _print_preempted(signal_name)
+        _print_preempted(signal_name, advice)
         status = EXIT_PREEMPTED
     except UserError as error:
         print(error, file=sys.stderr)
@@ -78,9 +84,9 @@ def _end_for_main(signal_name: str, save: Callable[[], None]) -> NoReturn:
         exit_now(status)
 
 
-def _print_preempted(signal_name: str) -> None:
+def _print_preempted(signal_name: str, advice: str) -> None:
     if is_rank0():
-        print(_PREEMPTED.format(signal_name), file=sys.stderr)
+        print(f"ended by {signal_name}{advice}", file=sys.stderr)
 
 
 @contextmanager

@@ -67,9 +67,10 @@ class WandbRun:
     def table(self, table: SampleTable) -> None:
         """Send a table of samples, unless W&B has that step already."""
         if self._run is not None and table.step >= self._run.starting_step:
-            import wandb
 
             def send() -> None:
+                import wandb
+
                 sent = wandb.Table(columns=[*table.columns], data=table.rows, allow_mixed_types=True)
                 self._run.log({table.key: sent}, step=table.step)
 
@@ -145,11 +146,9 @@ class WandbRun:
     def _attempt(self, action: Callable[[], object], *, otherwise: str = "continuing without it") -> None:
         failure = _failure(action)
         if failure is not None:
-            import wandb
-
             print(f"warning: W&B failed ({failure}); {otherwise}", file=sys.stderr)
             self._run = None
-            _failure(lambda: wandb.teardown(exit_code=1))
+            _failure(_tear_down)
 
 
 def wandb_mode(setting: str) -> Mode:
@@ -184,11 +183,11 @@ def wandb_mode(setting: str) -> Mode:
 
 
 def _logged_in() -> bool:
-    import wandb
-
     found: list[bool] = []
 
     def ask() -> None:
+        import wandb
+
         wandb.setup(settings=wandb.Settings(mode="online", **_QUIET))
         found.append(wandb.login(prompt=False, verify=False))
 
@@ -196,6 +195,12 @@ def _logged_in() -> bool:
     if failure is not None:
         print(f"warning: W&B cannot use the login that it found ({failure})", file=sys.stderr)
     return found == [True]
+
+
+def _tear_down() -> None:
+    import wandb
+
+    wandb.teardown(exit_code=1)
 
 
 def _wandb_id(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """Scripted labelers: what they say without errors, how often they err, and how that is measured."""
 
 import random
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -117,3 +118,14 @@ def test_a_ranking_says_who_labelled_it(scorer: str) -> None:
 def test_a_scorer_that_is_missing_is_named() -> None:
     with pytest.raises(UserError, match=r"scorer nothing\.py:score: there is no such file"):
         label(items(1), RankingsSettings(scorer="nothing.py:score"), seed=0)
+
+
+def test_an_item_without_a_score_for_every_completion_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "some.py"
+    path.write_text("def f(p, r): return [None if text == 'w0' else len(text) for text in r]\n")
+    group = items(4, 3)
+    one = replace(group[1], completions=("w0", *group[1].completions[1:]))
+    labels = label([group[0], one, *group[2:]], RankingsSettings(scorer=f"{path}:f"), seed=0)
+    assert [ranking.prompt for ranking in labels.rankings] == [group[n].prompt for n in (0, 2, 3)]
+    with pytest.raises(UserError, match="no score for some completion of each of 1 items"):
+        label([one], RankingsSettings(scorer=f"{path}:f"), seed=0)

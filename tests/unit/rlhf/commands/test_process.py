@@ -1,9 +1,12 @@
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from rlhf import preemption
 from rlhf.commands.process import run_command
 from rlhf.errors import UserError
 
@@ -26,6 +29,23 @@ def test_a_command_ends_with_the_status_of_its_error_and_no_traceback(
 
     assert run_command(main, []) == status
     assert capsys.readouterr() == ("", printed)
+
+
+@pytest.mark.parametrize("resumes", [False, lambda argv: argv[:1] != ["score"]])
+def test_a_command_that_starts_over_promises_no_checkpoint(
+    resumes: bool | Callable[[Sequence[str]], bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(argv: Sequence[str]) -> int:
+        raise KeyboardInterrupt
+
+    def preempted(argv: Sequence[str]) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        preemption.check()
+        return 0
+
+    assert run_command(interrupted, ["score"], resumes=resumes) == 130
+    assert run_command(preempted, ["score"], resumes=resumes) == 75
+    assert capsys.readouterr().err == "interrupted\nended by SIGTERM\n"
 
 
 def test_a_mistake_of_ours_keeps_its_traceback() -> None:
