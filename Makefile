@@ -19,6 +19,7 @@
 ##   MEMORY   GiB of each of those devices [what this machine's device has]
 ##   TOKENS   the longest sequence that `make plan` takes for granted, where the recipe sets no length.max_tokens
 ##   CLEAN=1  throw away what the stage has already made, and start it again
+##   ACCEPT_SCORER=1  resume PPO although the code of a scorer has been corrected since it began
 ##   BENCH    what the `make bench` targets are told: BENCH="ppo-real --rounds 1" [nothing]
 ##   SOAK     what `make soak` is told: SOAK="--kills 6 --each 2" [20 kills, 5 in each phase at least]
 ##   TESTS    what `make test` passes to pytest: TESTS="tests/unit -k config" [all tests]
@@ -44,6 +45,7 @@ MASTER =
 MEMORY =
 TOKENS =
 CLEAN =
+ACCEPT_SCORER =
 BENCH =
 SOAK =
 TESTS =
@@ -119,7 +121,7 @@ reward: install ## stage 2: train the reward model on rankings
 	$(stage) -m $(launch) reward $(recipe) $(clean)
 
 ppo: install ## stage 3: train the policy against the reward model
-	$(stage) -m $(launch) ppo $(recipe) $(clean)
+	$(stage) -m $(launch) ppo $(recipe) $(clean) $(if $(filter-out 0,$(ACCEPT_SCORER)),--accept-scorer)
 
 chat: install ## talk to the policy that stage 3 published
 	$(python) -m ppo.chat $(recipe)

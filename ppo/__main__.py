@@ -1,5 +1,6 @@
 """`python -m ppo`: train the policy of a recipe."""
 
+import argparse
 import sys
 from collections.abc import Sequence
 from typing import cast
@@ -17,7 +18,7 @@ DESCRIPTION = "Stage 3: PPO of a LoRA policy on the SFT model, against the rewar
 
 
 def main(argv: Sequence[str]) -> int:
-    arguments = stage_arguments("ppo", DESCRIPTION, argv)
+    arguments = stage_arguments("ppo", DESCRIPTION, argv, extra=_add_accept)
     recipe = load(arguments)
     check_ahead(recipe, "ppo")
     settings = cast(PPOSettings, recipe.section("ppo"))
@@ -34,7 +35,10 @@ def main(argv: Sequence[str]) -> int:
         inputs["gold"] = scorer_fingerprint(settings.evaluation.gold)
         details |= scorer_details("gold", settings.evaluation.gold)
     reads = [name for name in ("sft", "reward") if f"{name}/model" in inputs]
-    stage = StageRun.open(recipe, "ppo", inputs, details=details, reads=reads, clean=arguments.clean)
+    accept = ("reward", "gold") if arguments.accept_scorer else ()
+    stage = StageRun.open(
+        recipe, "ppo", inputs, details=details, reads=reads, clean=arguments.clean, accept=accept
+    )
     if stage is None:
         return 0
     with silent():  # of what libraries print when they are imported
@@ -43,6 +47,14 @@ def main(argv: Sequence[str]) -> int:
     with stage:
         train(recipe, settings, stage)
     return 0
+
+
+def _add_accept(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--accept-scorer",
+        action="store_true",
+        help="resume although the code of a scorer has changed since the stage began",
+    )
 
 
 if __name__ == "__main__":

@@ -73,8 +73,8 @@ def _with_attempts(call: Callable[[], list[float]], spec: str, sleep: Callable[[
                 raise UserError(
                     f"{failed}, {len(PAUSES_SECONDS) + 1} times in a row",
                     where=f"scorer {spec}",
-                    fix="Correct it, or unset the setting that names it; it must accept these texts. "
-                    "Where it has no score for a response, it may return None.",
+                    fix="Correct it: it must accept these texts, and may return None where it has no score. "
+                    "PPO resumes with a corrected scorer after ACCEPT_SCORER=1 (--accept-scorer).",
                 ) from error
         print(f"warning: scorer {spec}: {failed}; trying again in {pause:g} s", file=sys.stderr, flush=True)
         sleep(pause)

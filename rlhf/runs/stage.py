@@ -14,7 +14,8 @@ that died and is never read. Paths inside these files are relative to the run fo
 """
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -81,6 +82,7 @@ class StageRun:
         clean: bool = False,
         sections: Sequence[str] | None = None,
         counted: Recipe | None = None,
+        accept: Collection[str] = (),
     ) -> "StageRun | None":
         """Begin `stage`, resume a half-finished one, or return None (and say so) if it is up to date.
 
@@ -89,7 +91,8 @@ class StageRun:
         results it works with: nobody can make them again meanwhile. `sections` are the parts of the
         recipe whose semantic settings count; by default those of this stage, `model` and `run`. `counted` is
         the recipe with only the settings that count in these sections, if that is not `recipe`. `clean`
-        sets aside what the folder holds and begins again: see `drop_replaced`.
+        sets aside what the folder holds and begins again: see `drop_replaced`. The inputs in `accept` may
+        have changed since a half-finished stage began; that is said.
 
         Raises:
             UserError: the folder was made with other settings or inputs, lacks a published file, is held by
@@ -108,8 +111,8 @@ class StageRun:
             details=dict(details or {}),
         )
         if not has_ranks():
-            return _begin_alone(recipe, record, reads=reads, clean=clean)
-        return _begin_together(recipe, record, reads=reads, clean=clean)
+            return _begin_alone(recipe, record, reads=reads, clean=clean, accept=accept)
+        return _begin_together(recipe, record, reads=reads, clean=clean, accept=accept)
 
     def __enter__(self) -> Self:
         return self
@@ -217,11 +220,13 @@ class StageRun:
         return manifest.stored_in(self.folder)
 
 
-def _begin_alone(recipe: Recipe, record: StageFile, *, reads: Sequence[str], clean: bool) -> StageRun | None:
+def _begin_alone(
+    recipe: Recipe, record: StageFile, *, reads: Sequence[str], clean: bool, accept: Collection[str]
+) -> StageRun | None:
     """`StageRun.open` in one process."""
     stage = record.stage
     folder = recipe.run_folder / stage
-    if not clean and _state(folder, record) == "finished":
+    if not clean and not accept and _state(folder, record) == "finished":
         _say_up_to_date(folder)
         return None
     locks = Locks()
@@ -233,6 +238,8 @@ def _begin_alone(recipe: Recipe, record: StageFile, *, reads: Sequence[str], cle
         repair(folder)
         if clean:
             set_aside(folder)
+        elif accept:
+            _accept_changes(folder, record, accept)
         state = _state(folder, record)  # again: it may have been finished while we waited for the lock
         if state == "finished":
             _say_up_to_date(folder)
@@ -246,7 +253,7 @@ def _begin_alone(recipe: Recipe, record: StageFile, *, reads: Sequence[str], cle
 
 
 def _begin_together(
-    recipe: Recipe, record: StageFile, *, reads: Sequence[str], clean: bool
+    recipe: Recipe, record: StageFile, *, reads: Sequence[str], clean: bool, accept: Collection[str]
 ) -> StageRun | None:
     """`StageRun.open` among ranks: rank 0 holds the folder, the others learn how it is."""
     from rlhf.parallel.world import world
@@ -254,13 +261,29 @@ def _begin_together(
     begun: list[StageRun | None] = []
 
     def begin() -> bool | None:
-        begun.append(_begin_alone(recipe, record, reads=reads, clean=clean))
+        begun.append(_begin_alone(recipe, record, reads=reads, clean=clean, accept=accept))
         return None if begun[0] is None else begun[0].resuming
 
     resuming = world().run_on_rank0(begin)
     if begun or resuming is None:
         return begun[0] if begun else None
     return StageRun(recipe, record, Locks(), resuming=resuming)
+
+
+def _accept_changes(folder: Path, record: StageFile, names: Collection[str]) -> None:
+    """Write a half-finished stage's record again, if nothing but these inputs has changed since it began."""
+    if (folder / MANIFEST).exists() or not (folder / STAGE_FILE).exists():
+        return
+    before = StageFile.read(folder / STAGE_FILE)
+    differences = before.differences(record)
+    if differences and before.differs_only_in(record, names):
+        with storing(folder):
+            write_atomic(folder / STAGE_FILE, record.to_json())
+        print(
+            f"warning: {record.stage}: {'; '.join(differences)} since this stage began; what was made before "
+            "that stays as it is",
+            file=sys.stderr,
+        )
 
 
 def _state(folder: Path, record: StageFile) -> _State:

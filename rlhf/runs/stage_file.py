@@ -1,7 +1,7 @@
 """`stage.json`: the settings and inputs that a stage's results depend on, written before it begins."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 from rlhf.runs.manifest import JsonFile
@@ -35,6 +35,16 @@ class StageFile(JsonFile):
         if self.details is not None and now.details is not None:
             found += _changed_inputs(self.details, now.details)
         return found
+
+    def differs_only_in(self, now: "StageFile", names: Collection[str]) -> bool:
+        """Whether nothing else is different now than the inputs `names`, and details of these."""
+        inputs = {name: value for name, value in now.inputs.items() if name not in names}
+        was = {name: value for name, value in self.inputs.items() if name not in names}
+        of_names = {f"{what} of {name}" for what in ("modules", "packages") for name in names}
+        details = {name: value for name, value in (now.details or {}).items() if name not in of_names}
+        had = {name: value for name, value in (self.details or {}).items() if name not in of_names}
+        same_inputs = (inputs, now.inputs.keys()) == (was, self.inputs.keys())
+        return same_inputs and details == had and _flat(self.settings) == _flat(now.settings)
 
 
 def _changed_inputs(before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:

@@ -128,3 +128,23 @@ def test_a_scorer_that_fails_on_one_rank_ends_all_with_what_was_finished(
     found = checkpoints.latest(tmp_path / "two" / "ppo")
     assert found is not None
     assert found.step == 2
+
+
+def test_a_corrected_scorer_resumes_where_the_wrong_one_ended(
+    runs: Path, tmp_path: Path, scorer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*SETTINGS, f"ppo.reward={scorer}:reward"]
+    copy_stages(runs / "micro", tmp_path / "micro", ["sft"])
+    (tmp_path / "down").write_text("3")
+    assert start("ppo", tmp_path, *settings) == 2
+    scorer.write_text(SCORER.replace("return down.exists()", "return False and down.exists()"))
+    assert start("ppo", tmp_path, *settings) == 2
+    assert "input reward has changed" in capsys.readouterr().err
+    assert start("ppo", tmp_path, *settings, "ppo.kl.coefficient=0.2", "--accept-scorer") == 2
+    assert start("ppo", tmp_path, *settings, "--accept-scorer") == 0
+    assert "warning: ppo: input reward has changed since this stage began" in capsys.readouterr().err
+    rows = read_metrics(tmp_path / "micro" / "ppo" / "metrics.jsonl")
+    assert [row["step"] for row in rows if "ppo/num_steps" in row] == [1, 2, 3, 4]
+    assert start("ppo", tmp_path, *settings) == 0
+    scorer.write_text(SCORER)
+    assert start("ppo", tmp_path, *settings, "--accept-scorer") == 2

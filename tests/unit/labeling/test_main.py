@@ -9,7 +9,8 @@ from labeling.__main__ import main
 from labeling.config import LabelingSettings
 from rlhf.commands.process import run_command
 from rlhf.errors import UserError
-from rlhf.settings.recipe import load_recipe
+from rlhf.runs.stage import StageRun
+from rlhf.settings.recipe import Recipe, load_recipe
 
 PROMPTS = [{"path": "prompts.jsonl"}]
 
@@ -111,3 +112,29 @@ def test_an_error_rate_is_at_most_a_coins(tmp_path: Path, error_rate: float, ok:
     with pytest.raises(UserError) as caught:
         main(["rankings", *config])
     assert ("`labeling.rankings.error_rate`" in str(caught.value)) is not ok
+
+
+def test_another_model_makes_demonstrations_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same name with other weights, another folder, another revision; not the same folder elsewhere."""
+
+    def write(recipe: Recipe, settings: object, stage: StageRun) -> None:
+        stage.publish(
+            {"demonstrations.jsonl": lambda path: path.write_text("{}\n") and None}, metrics={}, counts={}
+        )
+
+    monkeypatch.setattr("labeling.generation.sample.make_demonstrations", write)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "p"}\n')
+    one, other, moved = (tmp_path / name for name in ("one", "other", "moved"))
+    for folder, content in ((one, "a"), (other, "b"), (moved, "a")):
+        folder.mkdir()
+        (folder / "model.safetensors").write_text(content)
+    config = write_recipe(tmp_path, demonstrations={"prompts": [{"path": str(tmp_path / "prompts.jsonl")}]})
+    command = ["demonstrations", *config, "model.scratch=null"]
+    assert main([*command, f"model.path={one}"]) == 0
+    assert main([*command, f"model.path={moved}"]) == 0
+    for changed in (f"model.path={other}", "model.path=owner/name"):
+        with pytest.raises(UserError, match="input model has changed"):
+            main([*command, changed])
+    (one / "model.safetensors").write_text("c")
+    with pytest.raises(UserError, match="input model has changed"):
+        main([*command, f"model.path={one}"])
