@@ -118,9 +118,7 @@ def test_another_model_makes_demonstrations_stale(tmp_path: Path, monkeypatch: p
     """The same name with other weights, another folder, another revision; not the same folder elsewhere."""
 
     def write(recipe: Recipe, settings: object, stage: StageRun) -> None:
-        stage.publish(
-            {"demonstrations.jsonl": lambda path: path.write_text("{}\n") and None}, metrics={}, counts={}
-        )
+        stage.publish({"demonstrations.jsonl": Path.touch}, metrics={}, counts={})
 
     monkeypatch.setattr("labeling.generation.sample.make_demonstrations", write)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "p"}\n')
