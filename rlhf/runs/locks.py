@@ -33,7 +33,7 @@ class _Held:
 
     def release(self) -> None:
         with contextlib.suppress(OSError):  # a full disk keeps nobody from letting go
-            os.pwrite(self.descriptor, b" " * self.length, self.start)
+            os.pwrite(self.descriptor, b" " * (self.length - 1) + b"\n", self.start)
         os.close(self.descriptor)
 
 
@@ -112,7 +112,7 @@ def _append(path: Path, line: bytes) -> int:
 
 def _holders(text: str) -> str:
     """The processes that hold a lock, in words, from what its file says."""
-    found = [line for line in text.splitlines() if line.strip()]
+    found = [line.strip() for line in text.splitlines() if line.strip()]
     living = [line for line in found if _may_live(line)]
     if living:
         return "; ".join(living)

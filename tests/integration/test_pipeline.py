@@ -304,8 +304,13 @@ def test_chat_outlives_a_line_that_does_not_fit(
 
 @pytest.mark.parametrize("body", ["raise RuntimeError('no')", "return 3", "return ['a'] * len(prompts)"])
 def test_a_scorer_that_fails_is_named_without_a_traceback(
-    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], body: str
+    runs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    body: str,
 ) -> None:
+    monkeypatch.setattr("rlhf.data.scorers.PAUSES_SECONDS", (0.0,))
     shutil.copytree(runs / "micro" / "sft", tmp_path / "micro" / "sft")
     (tmp_path / "bad.py").write_text(f"def f(prompts, responses):\n    {body}\n")
     assert start("ppo", tmp_path, f"ppo.reward={tmp_path / 'bad.py'}:f") == 2
