@@ -125,7 +125,12 @@ def _group(
         for completion in record.completions
     ]
     # A chat template may trim what tells two answers apart. Such a pair costs ln 2 whatever the model does.
-    told_apart = [pair for pair in pairs if response_ids[pair.first] != response_ids[pair.second]]
+    texts = [completion.strip() for completion in record.completions]
+    told_apart = [
+        pair
+        for pair in pairs
+        if response_ids[pair.first] != response_ids[pair.second] and texts[pair.first] != texts[pair.second]
+    ]
     if not told_apart:
         counts.add(STEP, EQUAL_ANSWERS)
         return None

@@ -28,7 +28,7 @@ _SCORE = r"(scores?|ratings?|rewards?|grades?)"
 _SIDE = (
     r"(\d|[ab]|first|second|one|two|model_?[ab]|(answer|response|output|completion|reply|summary)_?[\dab])"
 )
-_TWIN = re.compile(rf"(^|_){_SCORE}(_|$)")
+_TWIN = re.compile(rf"(^|_)({_SCORE}|votes?|upvotes?|likes?|points|stars|elo|quality|helpfulness)(_|$)")
 
 # Columns whose names say that they hold a judgement. A name is compared in lower case with `_` between words.
 _OF_PAIRS = re.compile(
@@ -42,6 +42,8 @@ _OF_PAIRS = re.compile(
             r"(.*_)?(choices?|votes?|verdicts?|judge?ments?|decision|outcome|result|annotations?)",
             r"(is_)?(ties?|tied|draw)|annotators?_?\d+",
             r"margins?|margin_.*|(.*_)?(confidence|probabilit(y|ies)|probs?|elo|strength)",
+            r"p(rob|robability)?_(chosen|rejected|first|second|better|win|[ab\d])",
+            r"(.*_)?(chosen|rejected)_(ranks?|place)|(ranks?|place)_(chosen|rejected)",
             rf"{_SCORE}_(diff|difference|gap|delta|margin|ratio)",
             rf"(overall_|average_|avg_|mean_|raw_)?{_SCORE}|ranks?|rankings?|comparisons?",
             rf"(.*_)?({_SCORE}|ranks?|likert|helpfulness|harmlessness|correctness|quality)_?{_SIDE}",
@@ -66,14 +68,15 @@ _OF_ANSWERS = re.compile(
         (
             rf"(overall_|average_|avg_|mean_|quality_|human_)?{_SCORE}|quality|overall|likert|rank",
             r"helpfulness|harmlessness|correctness|coherence|honesty|truthfulness|instruction_following",
-            r"(.*_)?(preferences?|votes?|verdicts?|judge?ments?|labels?)|upvotes?|downvotes?|thumbs|feedback",
+            r"(.*_)?(preferences?|votes?|verdicts?|judge?ments?|labels?)|upvotes?|downvotes?|thumbs|feedback"
+            r"|likes|stars|satisfaction|toxicity|harmfulness|severity(_level)?",
             r"(.*_)?(winners?|better|safer|best|preferred)(_.*)?|is_.*_safe|annotators?_?\d+|probability",
         )
     )
 )
 _GOOD = re.compile(
-    r"label|(is_|was_)?(desirable|safe|correct|accepted|acceptable|approved|chosen|preferred|selected|good"
-    r"|helpful|harmless|passed|valid|best)|thumbs_up|liked|upvoted|(.*_)?is_safe"
+    r"label|kto(_tag|_label)?|(is_|was_)?(desirable|safe|correct|accepted|acceptable|approved|chosen"
+    r"|preferred|selected|good|helpful|harmless|passed|valid|best)|thumbs_up|liked|upvoted|(.*_)?is_safe"
 )
 _BAD = re.compile(
     r"(is_|was_)?(undesirable|unsafe|harmful|toxic|flagged|rejected|bad|wrong|incorrect|invalid|failed"
@@ -87,11 +90,19 @@ _TIE_WORDS = re.compile(
 
 
 def stated(row: Mapping[str, Any], read: frozenset[str], ignored: frozenset[str]) -> dict[str, Any]:
-    """The columns with a short value that nothing reads: those that may state a judgement."""
+    """The columns with a short value that nothing reads: those that may state a judgement.
+
+    What is inside an object (`metadata`) counts as `metadata.label`.
+    """
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        if name in read or name in ignored:
+            continue
+        inside = value.items() if isinstance(value, Mapping) else ()
+        found |= {f"{name}.{inner}": each for inner, each in inside if f"{name}.{inner}" not in ignored}
+        found[name] = value
     return {
-        name: value
-        for name, value in row.items()
-        if name not in read and name not in ignored and (_is_statement(value) or _is_null_score(name, value))
+        name: value for name, value in found.items() if _is_statement(value) or _is_null_score(name, value)
     }
 
 
@@ -316,6 +327,6 @@ def _is_statement(value: Any) -> bool:
 
 
 def _plain(name: str) -> str:
-    """A column's name in lower case, with `_` between its words."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
+    """A column's name in lower case, with `_` between its words; without the object that it is in."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.rpartition(".")[2].strip())
     return re.sub(r"[^0-9a-z]+", "_", words.lower()).strip("_")

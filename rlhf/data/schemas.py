@@ -79,7 +79,7 @@ def _group(columns: Columns) -> Ranking:
         annotator=columns.optional_text("annotator") or None,
     )
     _check_best_is_first(ranking)
-    if len(set(ranking.completions)) == 1:
+    if len({completion.strip() for completion in ranking.completions}) == 1:
         raise UnusableRowError("completions identical")
     return ranking
 
@@ -126,7 +126,7 @@ def _pair(columns: Columns) -> Ranking:
     if prompt != other_prompt:
         raise UnusableRowError("prompts differ")
     prompt, completions = usable_prompt(prompt), (usable_completion(chosen), usable_completion(rejected))
-    if chosen == rejected:
+    if chosen.strip() == rejected.strip():  # white space is nothing that a person prefers
         raise UnusableRowError("completions identical")
     if not isinstance(found, float):
         return Ranking(prompt=prompt, completions=completions, ranks=RANKS[found], annotator=annotator)

@@ -71,6 +71,9 @@ def test_a_verdict_in_csv_is_read_in_any_case(tmp_path: Path) -> None:
         ({"transcript": "\n\nHuman: Hi\n\nAssistant: No.", "rating": 0.0}, "rating"),
         ({"instruction": "i", "output": "o", "quality": "low"}, "quality"),
         ({"question": "q", "answer": "a", "votes": -3}, "votes"),
+        ({**ANSWER, "metadata": {"rating": 1, "id": 3}}, "metadata.rating"),
+        ({**ANSWER, "kto_tag": "false"}, None),
+        ({**ANSWER, "metadata": {"label": False}}, None),
         ({"messages": [message("user", "u"), message("assistant", "a")], "preferred": False}, None),
     ],
 )
@@ -107,6 +110,8 @@ PREFERENCES = {
     "a margin": ("margin", -0.5),
     "a soft label": ("preference_probability", 0.3),
     "camel case": ("overallPreference", 1),
+    "a probability of another name": ("p_chosen", 0.2),
+    "a rank of one": ("chosen_rank", 2),
 }
 
 
@@ -146,6 +151,7 @@ def test_columns_that_state_nothing_pass(tmp_path: Path) -> None:
         ("score_chosen", "score_rejected"),
         ("chosen-rating", "rejected-rating"),
         ("chosenReward", "rejectedReward"),
+        ("chosen_upvotes", "rejected_upvotes"),
     ],
 )
 def test_scores_of_the_two_sides_make_ties_and_contradictions(tmp_path: Path, ours: str, theirs: str) -> None:
