@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from plan.inputs import Run, token_ids, token_mask
@@ -90,7 +90,7 @@ def _decode_whole_sequences(
     backbone: Backbone, ledger: Ledger, num_rows: int, longest: int, role: str
 ) -> None:
     """The sampler's way with caches that are not plain, which grow: here as one pass over whole sequences."""
-    cache = DynamicCache(config=backbone.model.config)
+    cache = backbone.new_cache()
     mask = token_mask(num_rows, longest).bool()
     with backbone.role(role), torch.inference_mode(), ledger.section(_DECODING):
         hidden = backbone.next_hidden(token_ids(num_rows, longest), mask, cache)

@@ -1,5 +1,7 @@
 """What is asked of any causal language model of transformers: its context, its layers, its linear modules."""
 
+import inspect
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -11,21 +13,60 @@ _UNLIMITED = 2**31
 
 
 def context_length(config: Any) -> int:
-    """Tokens that a model with this `PretrainedConfig` can see."""
+    """Tokens that a model with this `PretrainedConfig` can see, all of them in the same way.
+
+    A longrope model (Phi-3, Phi-4-mini) has two sets of rotary frequencies, and the longest of all rows of a
+    pass chooses one for all of them. Beyond the length up to which it is the first, a log-probability would
+    depend on the other rows, and that of a token on how long its row becomes later on.
+    """
     text = config.get_text_config()
     for name in ("max_position_embeddings", "n_positions"):
         if length := getattr(text, name, None):
-            return int(length)
+            return min(int(length), *_rope_switches(text), _UNLIMITED)
     return _UNLIMITED
+
+
+def _rope_switches(config: Any) -> Iterator[int]:
+    """The lengths beyond which layers take other rotary frequencies."""
+    settings = getattr(config, "rope_parameters", None) or {}
+    # One set of parameters for all layers, or one for each type of layer.
+    for one in (settings, *settings.values()):
+        if isinstance(one, dict) and one.get("rope_type") == "longrope":
+            yield int(one["original_max_position_embeddings"])
+
+
+def decoder_of(model: Any) -> Any:
+    """The module that makes the last hidden states of token ids: the model without what makes logits of them.
+
+    In a few architectures `get_decoder` finds the model itself, or the output head, which is called so there.
+    """
+    decoder = model.get_decoder()
+    if decoder is not model and isinstance(decoder, PreTrainedModel):
+        return decoder
+    inside = [part for part in model.modules() if isinstance(part, PreTrainedModel) and part is not model]
+    return next((part for part in reversed(inside) if _layers_in(part, model.config)), decoder)
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:
     """The layers of the model's decoder in order, or nothing if they are not in one list."""
-    num_layers = model.config.get_text_config().num_hidden_layers
-    for module in model.get_decoder().modules():
+    return _layers_in(decoder_of(model), model.config)
+
+
+def _layers_in(part: nn.Module, config: Any) -> list[nn.Module]:
+    num_layers = config.get_text_config().num_hidden_layers
+    for module in part.modules():
         if isinstance(module, nn.ModuleList) and len(module) == num_layers:
             return list(module)
     return []
+
+
+def cache_argument(model: Any) -> str | None:
+    """The name by which the decoder takes a cache; None: it takes none.
+
+    Mamba's is `cache_params`, and `past_key_values` would be swallowed among the arguments that it ignores.
+    """
+    names = inspect.signature(decoder_of(model).forward).parameters
+    return next((name for name in ("past_key_values", "cache_params") if name in names), None)
 
 
 def has_plain_cache(model: PreTrainedModel, num_layers: int) -> bool:

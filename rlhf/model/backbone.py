@@ -3,10 +3,10 @@
 `rlhf/model/roles.py` says what a role is.
 """
 
-import inspect
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,8 +19,10 @@ from transformers import (
 )
 
 from rlhf.model.adapters import add_updates, lowest_adapted
-from rlhf.model.architecture import context_length, decoder_layers, has_plain_cache
+from rlhf.model.agreement import CacheUse, cache_use, check_agreement
+from rlhf.model.architecture import context_length, decoder_layers, decoder_of, has_plain_cache
 from rlhf.model.batching import TokenBatch
+from rlhf.model.cached import CachedDecoder
 from rlhf.model.chat import eos_ids
 from rlhf.model.layers.llama import FusedLayers
 from rlhf.model.layers.router import ForwardPass, Router
@@ -56,15 +58,13 @@ class Backbone(AdaptedModel):
         """The decoder's layers in order; empty if they are not in one list."""
         self.trunk_depth = len(self.layers)
         """Layers below the lowest adapter; all of them as long as there is none."""
-        self._decoder = model.get_decoder()
-        self._output_head = OutputHead(model)
+        self._output_head = OutputHead(model, same_role=lambda: self.role(self._role))
+        self._cached_decoder = CachedDecoder(model)
         self.has_plain_cache = has_plain_cache(model, len(self.layers))
         # Other caches tell of windows or recurrent states, which fused layers do not know.
         self.fused = FusedLayers(self.layers if self.has_plain_cache else [])
-        self._router = Router(self._decoder, self.layers, packed=self.fused, enter_role=self.role)
+        self._router = Router(decoder_of(model), self.layers, packed=self.fused, enter_role=self.role)
         self._recompute = False
-        self._takes_4d_mask = self.has_plain_cache and model.config._attn_implementation == "sdpa"
-        self._takes_positions = "position_ids" in inspect.signature(self._decoder.forward).parameters
         generation: GenerationConfig | None = model.generation_config
         self.eos_ids = eos_ids(tokenizer, generation)
 
@@ -82,10 +82,13 @@ class Backbone(AdaptedModel):
         own `path` and `revision`, which belong together, are not read.
 
         Raises:
-            UserError: there is no such model, or it cannot be loaded.
+            UserError: there is no such model, it cannot be loaded, or what we would make of it is not what
+                its own forward pass makes (see `rlhf.model.agreement`).
         """
         model, tokenizer = load_causal_model(path, revision=revision, settings=settings, device=device)
-        return Backbone(model, tokenizer, str(path), model_settings=settings)
+        backbone = Backbone(model, tokenizer, str(path), model_settings=settings)
+        check_agreement(model, backbone._output_head, hidden=backbone.hidden)
+        return backbone
 
     # ---- what it is -------------------------------------------------------------------------------
 
@@ -98,6 +101,11 @@ class Backbone(AdaptedModel):
     def max_length(self) -> int:
         """Context of the base in tokens."""
         return context_length(self.model.config)
+
+    @cached_property
+    def cache_use(self) -> CacheUse:
+        """What decoding with a cache bears. It is tried once, when it is first asked for."""
+        return cache_use(self.model, self._output_head)
 
     @property
     def pad_id(self) -> int:
@@ -173,23 +181,14 @@ class Backbone(AdaptedModel):
         `mask_BC` says which of the cache's columns, the new ones included, hold tokens of a row. A row's
         tokens lie next to each other; several new ones end in the last column.
         """
-        num_new = input_ids_BQ.shape[1]
-        mask: Tensor | None = mask_BC
-        if num_new == 1 and self._takes_4d_mask:
-            mask = mask_BC[:, None, None, :]  # as attention wants it: nothing is left to make
-        extra: dict[str, Any] = {}
-        if self._takes_positions:
-            alone = num_new == 1
-            counts = mask_BC.sum(1, keepdim=True) if alone else mask_BC.long().cumsum(-1)[:, -num_new:]
-            extra["position_ids"] = (counts - 1).clamp_(min=0)
-        output = self._decoder(
-            input_ids=input_ids_BQ, attention_mask=mask, past_key_values=cache, use_cache=True, **extra
-        )
-        hidden_BQH: Tensor = output.last_hidden_state
-        return hidden_BQH
+        return self._cached_decoder.next_hidden(input_ids_BQ, mask_BC, cache)
+
+    def new_cache(self) -> Cache:
+        """A cache that holds nothing yet, with layers of the kinds that the model asks for."""
+        return self._cached_decoder.new_cache()
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        """Next-token logits (N, V) in fp32, with the base's own scaling and soft cap."""
+        """Next-token logits (N, V) in fp32: those of the base's own forward pass."""
         return self._output_head.logits(hidden_NH)
 
     def logprobs(self, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float) -> Tensor:

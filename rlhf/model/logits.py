@@ -1,12 +1,18 @@
-"""Logits and log-probabilities of tokens, made from last hidden states by the base's output head."""
+"""Logits and log-probabilities of tokens, made from last hidden states as the model itself makes them."""
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from rlhf.model.layers.logprobs import token_logprobs
+from rlhf.model.layers.remainder import Remainder
+from rlhf.parallel.deepspeed.sharded import whole_shape
 
 # Shapes: N tokens, H hidden size, V vocabulary.
 
@@ -14,28 +20,29 @@ _LOGIT_ELEMENTS_KEPT = 2**26
 """Up to this many logits, a (N, V) block waits for the backward pass: 256 MiB in fp32."""
 _LOGIT_ELEMENTS_PER_CHUNK = 2**24
 """Otherwise logits are made in chunks of at most this many, and made again in the backward pass: 64 MiB."""
-_LOGIT_CHANGES = ("logit_scale", "logits_scaling", "final_logit_softcapping")
-"""What some architectures do to logits, by the name of the setting."""
 
 
 class OutputHead:
-    """The output head of a model, with what its architecture does to logits."""
+    """What a model makes of last hidden states: its head, and what its architecture does before and after."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, same_role: Callable[[], AbstractContextManager[None]]
+    ) -> None:
         self._model = model
+        self._same_role = same_role
+        """A block in the role that is on when it is called: an adapter may be on a part of the head."""
+        self._remainder = Remainder(model)
+        self.is_alone = self._remainder.is_head_alone()
+        """Whether logits are the product of the states with the head's weight, and nothing else."""
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        """Next-token logits (N, V) in fp32, with the base's own scaling and soft cap."""
-        logits = self._model.get_output_embeddings()(hidden_NH).float()
-        config = self._model.config.get_text_config()
-        if (scale := getattr(config, "logit_scale", None)) is not None:
-            logits = logits * scale
-        if (divisor := getattr(config, "logits_scaling", None)) is not None:
-            logits = logits / divisor
-        if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-            logits = torch.tanh(logits / cap) * cap
-        logits_NV: Tensor = logits
-        return logits_NV
+        """Next-token logits (..., N, V) in fp32, those of the model's own forward pass."""
+        if self.is_alone:
+            logits_NV: Tensor = self._model.get_output_embeddings()(hidden_NH).float()
+            return logits_NV
+        flat_NH = hidden_NH.reshape(-1, hidden_NH.shape[-1])
+        logits = self._remainder(flat_NH).float()
+        return logits.reshape(*hidden_NH.shape[:-1], logits.shape[-1])
 
     def logprobs(self, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float) -> Tensor:
         """Log-probability (N,) of the next token, nats, under softmax(logits / temperature).
@@ -46,7 +53,7 @@ class OutputHead:
         def one(hidden: Tensor, targets: Tensor) -> Tensor:
             return -F.cross_entropy(self.logits(hidden) / temperature, targets, reduction="none")
 
-        vocab_size = int(self._model.get_output_embeddings().out_features)
+        vocab_size = whole_shape(self._model.get_output_embeddings().weight)[0]
         needs_grad = torch.is_grad_enabled() and hidden_NH.requires_grad
         keep = needs_grad and len(hidden_NH) * vocab_size <= _LOGIT_ELEMENTS_KEPT
         rows = len(hidden_NH) if keep else max(1, _LOGIT_ELEMENTS_PER_CHUNK // vocab_size)
@@ -56,17 +63,19 @@ class OutputHead:
                 [token_logprobs(h, weight_VH, t, temperature=temperature, keep=keep) for h, t in chunks]
             )
         if needs_grad and not keep:
-            return torch.cat([checkpoint(one, *chunk, use_reentrant=False) for chunk in chunks])
+            # The backward pass comes when the role's block has been left.
+            role = self._same_role
+            contexts = lambda: (contextlib.nullcontext(), role())  # noqa: E731
+            return torch.cat(
+                [checkpoint(one, *chunk, use_reentrant=False, context_fn=contexts) for chunk in chunks]
+            )
         return torch.cat([one(*chunk) for chunk in chunks])
 
     def _plain_weight(self) -> Tensor | None:
-        """The head's weight (V, H), where logits are its product with the states and nothing else."""
+        """The head's weight (V, H), where logits are its product with the states and it is no parameter."""
         head = self._model.get_output_embeddings()
-        config = self._model.config.get_text_config()
         # Under ZeRO-3 a hook gathers the weight, when the module is called and only then.
-        is_plain = type(head) is nn.Linear and head.bias is None and not head._forward_pre_hooks
-        is_frozen = is_plain and not head.weight.requires_grad
-        if not is_frozen or any(getattr(config, name, None) is not None for name in _LOGIT_CHANGES):
+        if not self.is_alone or head._forward_pre_hooks or head.weight.requires_grad:
             return None
         weight_VH: Tensor = head.weight
         return weight_VH

@@ -11,7 +11,7 @@ import torch
 
 from rlhf.model.architecture import decoder_layers
 from rlhf.model.backbone import Backbone
-from rlhf.parallel.world import world
+from rlhf.parallel.deepspeed.sharded import whole_model
 
 T = TypeVar("T")
 
@@ -22,12 +22,7 @@ def gathered_weights(backbone: Backbone) -> Iterator[None]:
 
     Gathered once for the block, or layer by layer where they do not fit: `run.gather`.
     """
-    if world().zero != 3:
-        yield
-        return
-    from rlhf.parallel.deepspeed.gather import gathering
-
-    with gathering(backbone, backbone.layers):
+    with whole_model(backbone, backbone.layers):
         yield
 
 
@@ -44,11 +39,6 @@ def run_pass(backbone: Backbone, work: Callable[[], T]) -> T:
 @contextlib.contextmanager
 def gathered_model(model: Any) -> Iterator[None]:
     """`gathered_weights` of a causal language model of transformers, with or without PEFT around it."""
-    if world().zero != 3:
-        yield
-        return
-    from rlhf.parallel.deepspeed.gather import gathering
-
     plain = model.get_base_model() if hasattr(model, "peft_config") else model
-    with gathering(model, decoder_layers(plain)):
+    with whole_model(model, decoder_layers(plain)):
         yield

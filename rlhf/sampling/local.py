@@ -4,18 +4,21 @@ The noise of a token is a function of (seed, key, position) alone (`noise`), and
 is drawn. So how rows are batched changes the speed and nothing else, and there are two ways. `SlotDecoder`,
 where every layer's cache simply holds all keys and values: rows decode next to each other in the slots of
 one cache (`kv_slots`), and a slot whose row has ended takes the next waiting prompt. `_decode_in_batches`,
-for all other caches (windows, recurrent states): batch after batch.
+for all other caches (windows, recurrent states): batch after batch. There a recurrent state may also see the
+padding before a prompt, or have to stay when its row has ended: `Backbone.cache_use` has tried it.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache
+from transformers import Cache
 
 from rlhf.model.backbone import Backbone
 from rlhf.model.batching import pad
+from rlhf.model.cached import keep_rows
 from rlhf.parallel.world import world
 from rlhf.sampling.draws import Draws
 from rlhf.sampling.fixed_step import FixedStep, fixed_shapes_pay
@@ -50,7 +53,7 @@ def sample(
     # Prompts that are run together are padded to the longest: so those of like length go together.
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     with backbone.role(role), torch.inference_mode():
-        if backbone.has_plain_cache:
+        if backbone.has_plain_cache and backbone.cache_use.padded_prompts:
             # A captured step runs no Python when it is replayed, and so would gather no layer's weights.
             fixed_shapes = fixed_shapes_pay(backbone.device, settings) and not world().passes_are_collectives
             SlotDecoder(backbone, prompts, draws, settings, fixed_shapes=fixed_shapes).run(order)
@@ -124,8 +127,7 @@ class SlotDecoder:
 
     def admit(self, slots_N: Tensor, rows: Sequence[int]) -> Tensor:
         """Put `rows` into `slots_N` and draw their first tokens; which of them are finished with it."""
-        cache = DynamicCache(config=self.backbone.model.config)
-        return self.lay_in(slots_N, self.run_prompts(rows, cache))
+        return self.lay_in(slots_N, self.run_prompts(rows, self.backbone.new_cache()))
 
     def run_prompts(self, rows: Sequence[int], cache: Cache) -> PromptPass:
         """The first half of `admit`: the prompts of `rows` through the model, into `cache`.
@@ -189,11 +191,11 @@ def _decode_in_batches(
     settings: SamplingSettings,
 ) -> None:
     """The plain path, for every kind of cache: batch after batch, each until its last row has ended."""
-    for start in range(0, len(order), settings.batch_size):
-        rows = torch.tensor(order[start : start + settings.batch_size], device=backbone.device)
-        own_prompts = [prompts[row] for row in rows.tolist()]
-        ids, mask = pad(own_prompts, backbone.pad_id, backbone.device, left=True)
-        cache = DynamicCache(config=backbone.model.config)
+    use = backbone.cache_use
+    for batch in _batches(prompts, order, settings.batch_size, mixed_lengths=use.padded_prompts):
+        rows = torch.tensor(batch, device=backbone.device)
+        ids, mask = pad([prompts[row] for row in batch], backbone.pad_id, backbone.device, left=True)
+        cache = backbone.new_cache()
         busy = torch.ones(len(rows), dtype=torch.bool, device=backbone.device)
         while True:
             hidden = backbone.next_hidden(ids, mask, cache)
@@ -205,8 +207,21 @@ def _decode_in_batches(
             if not bool(busy.any()):
                 break
             # Taking rows out copies the cache: worth it only once enough of them have ended.
-            if int(busy.sum()) <= SHRINK_SHARE * len(busy):
+            if use.fewer_rows and int(busy.sum()) <= SHRINK_SHARE * len(busy):
                 keep = busy.nonzero().squeeze(1)
-                cache.batch_select_indices(keep)
+                keep_rows(cache, keep)
                 rows, ids, mask, busy = rows[keep], ids[keep], mask[keep], busy[keep]
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
+
+
+def _batches(
+    prompts: Sequence[Sequence[int]], order: Sequence[int], batch_size: int, *, mixed_lengths: bool
+) -> Iterator[list[int]]:
+    """The rows in `order`, which sorts them by the length of their prompts, in batches."""
+    if mixed_lengths:
+        groups = [list(order)]
+    else:
+        groups = [list(rows) for _, rows in itertools.groupby(order, key=lambda row: len(prompts[row]))]
+    for group in groups:
+        for start in range(0, len(group), batch_size):
+            yield group[start : start + batch_size]

@@ -3,16 +3,37 @@
 With whole weights the functions do the plain thing.
 """
 
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor, nn
 
-from rlhf.parallel.deepspeed.gather import gathered
+from rlhf.parallel.deepspeed.gather import gathered, gathering
 from rlhf.parallel.world import world
 
 
 def whole_shape(parameter: Tensor) -> torch.Size:
     """The shape of a parameter, of which this rank may hold a shard."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def whole_parameters(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[None]:
+    """A block in which the parameters are whole. If any is sharded, all ranks must enter it."""
+    # A block around this one may have gathered them, and would lose them at the end of this.
+    sharded = [p for p in parameters if hasattr(p, "ds_id") and p.numel() == 0]
+    return gathered(sharded)
+
+
+@contextlib.contextmanager
+def whole_model(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside the block the model's forward passes find their weights: at once, or layer by layer."""
+    if world().zero != 3 or not any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        yield
+        return
+    with gathering(model, layers):
+        yield
 
 
 def convert(model: nn.Module, dtype: torch.dtype) -> None:
