@@ -17,6 +17,7 @@ from ppo.metrics import IterationTimer, describe, named, named_held_out, report,
 from ppo.models import POLICY, build_roles
 from ppo.prompts import PromptSchedule
 from ppo.rollout import RolloutScorer, Sampler, Scored
+from ppo.sampler_gap import check_sampler_gap
 from ppo.update import Updater
 from reward.model import base_identity
 from rlhf import preemption
@@ -77,6 +78,7 @@ class PPO:
         with timer.rollouts(), gathered_weights(self.backbone):
             sampled = self.sampler.sample(requests, role=POLICY)
             scored = self.scorer.score(sampled, role=POLICY, for_training=True)
+        check_sampler_gap(scored, self.backbone)
         usable = scored.usable()
         if usable is None:
             return self._skip_iteration(scored)
@@ -149,6 +151,7 @@ def train(recipe: Recipe, settings: PPOSettings, stage: StageRun) -> None:
     resume_step = ppo.state.next_iteration if resumed else None
     with track(recipe, "ppo", stage.folder, resume_step=resume_step) as tracker:
         before = ppo.evaluator.evaluate(REFERENCE)
+        check_sampler_gap(before.scored, ppo.backbone)
         if resumed:
             keeper.restore_rng()  # a scorer may have drawn random numbers just now
         else:

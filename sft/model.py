@@ -19,9 +19,11 @@ from transformers import (
 )
 
 from rlhf.errors import UserError
+from rlhf.model.agreement import check_agreement
 from rlhf.model.architecture import context_length
 from rlhf.model.chat import eos_ids
 from rlhf.model.loading import check_model_path, loading, loading_weights, quiet_transformers
+from rlhf.model.logits import OutputHead
 from rlhf.parallel.deepspeed.gather import gathered
 from rlhf.parallel.deepspeed.sharded import whole_shape
 from rlhf.settings.groups import ModelSettings, SamplingSettings
@@ -60,6 +62,7 @@ def start(model: ModelSettings, settings: SFTSettings, *, texts: Iterable[str], 
         network: Any = scratch.new_model(model.scratch, tokenizer, seed=seed, attention=model.attention)
     else:
         network, tokenizer = _load(model, _dtype(model, settings))
+    check_agreement(network, OutputHead(network, same_role=nullcontext), where=f"model.path={model.path}")
     if model.chat_template is not None:
         tokenizer.chat_template = model.chat_template
     for module in network.modules():

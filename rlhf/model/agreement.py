@@ -83,6 +83,8 @@ class Trial:
 
     def cache_difference(self) -> str | None:
         """How decoding with a cache differs from the model's own pass, in words; None: it does not."""
+        if not self._decoder.takes_cache:
+            return "its decoder takes no cache, and would see one token at a time"
         prompt_1P = self._ids_BL[:1, : _LONG - _NEW]
         mask_1C = torch.ones_like(prompt_1P, dtype=torch.bool)
         cache = self._decoder.new_cache()
@@ -148,9 +150,8 @@ class Trial:
         return logits_BLV
 
     def _plain_hidden(self, batch: TokenBatch) -> Tensor:
-        hidden_BLH: Tensor = decoder_of(self._model)(
-            input_ids=batch.ids_BL, use_cache=False
-        ).last_hidden_state
+        output: Any = decoder_of(self._model)(input_ids=batch.ids_BL, use_cache=False)
+        hidden_BLH: Tensor = output.last_hidden_state
         return hidden_BLH
 
     def _next(self, ids_BQ: Tensor, mask_BC: Tensor, cache: Cache) -> Tensor:
@@ -187,7 +188,9 @@ def _plain_ids(config: Any, count: int) -> list[int]:
     return [plain[(place * _STRIDE + len(plain) // 3) % len(plain)] for place in range(count)]
 
 
-def check_agreement(model: PreTrainedModel, head: OutputHead, *, hidden: Hidden | None = None) -> None:
+def check_agreement(
+    model: PreTrainedModel, head: OutputHead, *, where: str | None = None, hidden: Hidden | None = None
+) -> None:
     """Check that our passes through `model` come to what its own forward pass comes to.
 
     `hidden` gives the last states of a padded batch; without it the decoder's own pass does. Under ZeRO-3 all
@@ -196,7 +199,7 @@ def check_agreement(model: PreTrainedModel, head: OutputHead, *, hidden: Hidden 
     Raises:
         UserError: they do not, or the model cannot be run in this way.
     """
-    kind = f"a model of type `{model.config.model_type}` ({type(model).__name__})"
+    kind = f"a model of type `{model.config.get_text_config().model_type}` ({type(model).__name__})"
     with _trying(model):
         try:
             trial = Trial(model, head, hidden=hidden)
@@ -206,17 +209,20 @@ def check_agreement(model: PreTrainedModel, head: OutputHead, *, hidden: Hidden 
             _raise_what_is_not_the_models(error)
             raise UserError(
                 f"{kind} cannot be run as a causal language model: {type(error).__name__}: {error}",
+                where=where,
                 fix=_OTHER_MODEL,
             ) from error
     if difference is not None:
         raise UserError(
             f"{kind} cannot be trained here: {difference}. What would be trained is not the model that plain "
             "transformers runs",
+            where=where,
             fix=_OTHER_MODEL,
         )
     if decoding is not None:
         raise UserError(
             f"{kind} cannot be sampled from here: {decoding}. It would be trained on what it did not say",
+            where=where,
             fix=_OTHER_MODEL,
         )
 
@@ -225,6 +231,15 @@ def cache_use(model: PreTrainedModel, head: OutputHead) -> CacheUse:
     """What decoding with a cache bears, in the role that is on. Weights must be whole."""
     with _trying(model):
         return Trial(model, head).cache_use()
+
+
+def logit_rounding_nats(model: PreTrainedModel) -> float:
+    """Half a step between two numbers of the model's type, at the size of its highest logits."""
+    with _trying(model):
+        ids = torch.tensor([_plain_ids(model.config, _LONG)], device=model.device)
+        output: Any = model(input_ids=ids, use_cache=False)
+        highest_L = output.logits[0].float().abs().amax(-1)
+    return torch.finfo(model.dtype).eps / 2 * float(highest_L.mean())
 
 
 @contextlib.contextmanager

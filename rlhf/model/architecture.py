@@ -75,6 +75,12 @@ def has_plain_cache(model: PreTrainedModel, num_layers: int) -> bool:
     return len(layers) == num_layers and all(type(layer) is DynamicLayer for layer in layers)
 
 
+def routes_tokens(config: Any) -> bool:
+    """Whether a model with this `PretrainedConfig` chooses experts for each token."""
+    settings = config.get_text_config().to_dict()
+    return any("expert" in name and isinstance(value, int) and value > 1 for name, value in settings.items())
+
+
 def linear_modules(model: Any, part: nn.Module | None = None) -> dict[str, Any]:
     """The linear layers of a plain model, or of a `part` of it, by name: all but the output head."""
     head = model.get_output_embeddings()

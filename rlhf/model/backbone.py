@@ -19,8 +19,14 @@ from transformers import (
 )
 
 from rlhf.model.adapters import add_updates, lowest_adapted
-from rlhf.model.agreement import CacheUse, cache_use, check_agreement
-from rlhf.model.architecture import context_length, decoder_layers, decoder_of, has_plain_cache
+from rlhf.model.agreement import CacheUse, cache_use, check_agreement, logit_rounding_nats
+from rlhf.model.architecture import (
+    context_length,
+    decoder_layers,
+    decoder_of,
+    has_plain_cache,
+    routes_tokens,
+)
 from rlhf.model.batching import TokenBatch
 from rlhf.model.cached import CachedDecoder
 from rlhf.model.chat import eos_ids
@@ -87,7 +93,7 @@ class Backbone(AdaptedModel):
         """
         model, tokenizer = load_causal_model(path, revision=revision, settings=settings, device=device)
         backbone = Backbone(model, tokenizer, str(path), model_settings=settings)
-        check_agreement(model, backbone._output_head, hidden=backbone.hidden)
+        check_agreement(model, backbone._output_head, where=str(path), hidden=backbone.hidden)
         return backbone
 
     # ---- what it is -------------------------------------------------------------------------------
@@ -101,6 +107,16 @@ class Backbone(AdaptedModel):
     def max_length(self) -> int:
         """Context of the base in tokens."""
         return context_length(self.model.config)
+
+    @property
+    def routes_tokens(self) -> bool:
+        """Whether the model chooses experts for each token, so that rounding may choose others."""
+        return routes_tokens(self.model.config)
+
+    @cached_property
+    def logit_rounding_nats(self) -> float:
+        """How far rounding alone moves a logit of usual size. Weights must be whole."""
+        return logit_rounding_nats(self.model)
 
     @cached_property
     def cache_use(self) -> CacheUse:

@@ -25,6 +25,11 @@ class CachedDecoder:
         self._takes_4d_mask = is_plain and model.config._attn_implementation == "sdpa"
         self._takes_positions = "position_ids" in inspect.signature(self._decoder.forward).parameters
 
+    @property
+    def takes_cache(self) -> bool:
+        """Whether the decoder takes a cache at all."""
+        return self._cache_argument is not None
+
     def new_cache(self) -> Cache:
         """A cache that holds nothing yet, with layers of the kinds that the model asks for."""
         return DynamicCache(config=self._model.config)

@@ -38,7 +38,9 @@ class OutputHead:
     def logits(self, hidden_NH: Tensor) -> Tensor:
         """Next-token logits (..., N, V) in fp32, those of the model's own forward pass."""
         if self.is_alone:
-            logits_NV: Tensor = self._model.get_output_embeddings()(hidden_NH).float()
+            head = self._model.get_output_embeddings()
+            # Some decoders (Mamba) keep their states in fp32, and their models round them for the head.
+            logits_NV: Tensor = head(hidden_NH.to(head.weight.dtype)).float()
             return logits_NV
         flat_NH = hidden_NH.reshape(-1, hidden_NH.shape[-1])
         logits = self._remainder(flat_NH).float()
@@ -60,7 +62,12 @@ class OutputHead:
         chunks = list(zip(hidden_NH.split(rows), targets_N.split(rows), strict=True))
         if (weight_VH := self._plain_weight()) is not None:
             return torch.cat(
-                [token_logprobs(h, weight_VH, t, temperature=temperature, keep=keep) for h, t in chunks]
+                [
+                    token_logprobs(
+                        hidden.to(weight_VH.dtype), weight_VH, targets, temperature=temperature, keep=keep
+                    )
+                    for hidden, targets in chunks
+                ]
             )
         if needs_grad and not keep:
             # The backward pass comes when the role's block has been left.

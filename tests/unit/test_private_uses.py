@@ -94,7 +94,7 @@ TABLE = [
         "memory cannot be planned",
     ),
     Row(
-        "rlhf/model/backbone.py",
+        "rlhf/model/cached.py",
         "_attn_implementation",
         "transformers",
         "nothing public says which attention a model has",
