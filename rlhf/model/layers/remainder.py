@@ -47,14 +47,14 @@ class Remainder:
         # What quantizes a layer makes a subclass of it.
         if type(head) is not nn.Linear or head.bias is not None:
             return False
-        with whole_parameters(self._parameters()), torch.enable_grad():
+        with whole_parameters(self._outside_decoder()), torch.enable_grad():
             states_NH = torch.zeros(
                 1, head.in_features, dtype=head.weight.dtype, device=head.weight.device, requires_grad=True
             )
             operations = _operations(self(states_NH))
         return operations.count(_PRODUCT) == 1 and set(operations) <= {_PRODUCT, *_VIEWS}
 
-    def _parameters(self) -> list[nn.Parameter]:
+    def _outside_decoder(self) -> list[nn.Parameter]:
         """The weights outside of the decoder, and those that the head shares with it."""
         parts = [child for child in self._model.children() if child not in self._within]
         return [parameter for part in parts for parameter in part.parameters()]
