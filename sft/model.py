@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from rlhf.errors import UserError
-from rlhf.model.agreement import check_agreement
+from rlhf.model.agreement import check_agreement, say_how_far_it_sees
 from rlhf.model.architecture import context_length
 from rlhf.model.chat import eos_ids
 from rlhf.model.loading import check_model_path, loading, loading_weights, quiet_transformers
@@ -62,6 +62,7 @@ def start(model: ModelSettings, settings: SFTSettings, *, texts: Iterable[str], 
         network: Any = scratch.new_model(model.scratch, tokenizer, seed=seed, attention=model.attention)
     else:
         network, tokenizer = _load(model, _dtype(model, settings))
+    say_how_far_it_sees(network, str(model.path))
     check_agreement(network, OutputHead(network, same_role=nullcontext), where=f"model.path={model.path}")
     if model.chat_template is not None:
         tokenizer.chat_template = model.chat_template

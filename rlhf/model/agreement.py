@@ -7,6 +7,7 @@ model is loaded, its own forward pass is compared with ours, and what cannot be 
 """
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,13 +17,14 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel
 
 from rlhf.errors import UserError
-from rlhf.model.architecture import decoder_layers, decoder_of
+from rlhf.model.architecture import context_length, decoder_layers, decoder_of
 from rlhf.model.batching import TokenBatch
 from rlhf.model.cached import CachedDecoder, keep_rows
 from rlhf.model.logits import OutputHead
 from rlhf.model.quantization import is_quantized
 from rlhf.parallel.deepspeed.sharded import whole_model
 from rlhf.parallel.failures import is_rank_failure
+from rlhf.parallel.world import world
 
 # Shapes: B rows, L tokens, P tokens of a prompt, H hidden size, V vocabulary.
 
@@ -224,6 +226,18 @@ def check_agreement(
             f"{kind} cannot be sampled from here: {decoding}. It would be trained on what it did not say",
             where=where,
             fix=_OTHER_MODEL,
+        )
+
+
+def say_how_far_it_sees(model: PreTrainedModel, path: str) -> None:
+    """Print where the model sees less than its config says, which messages about lengths then build on."""
+    seen = context_length(model.config)
+    named = getattr(model.config.get_text_config(), "max_position_embeddings", None) or seen
+    if seen < named and world().is_rank0:
+        print(
+            f"{path}: beyond {seen} tokens its rotary frequencies are others (longrope), for all rows of a "
+            f"batch if one of them is so long: it is used up to there, and not to {named}",
+            file=sys.stderr,
         )
 
 

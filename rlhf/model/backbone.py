@@ -19,7 +19,13 @@ from transformers import (
 )
 
 from rlhf.model.adapters import add_updates, lowest_adapted
-from rlhf.model.agreement import CacheUse, cache_use, check_agreement, logit_rounding_nats
+from rlhf.model.agreement import (
+    CacheUse,
+    cache_use,
+    check_agreement,
+    logit_rounding_nats,
+    say_how_far_it_sees,
+)
 from rlhf.model.architecture import (
     context_length,
     decoder_layers,
@@ -93,6 +99,7 @@ class Backbone(AdaptedModel):
         """
         model, tokenizer = load_causal_model(path, revision=revision, settings=settings, device=device)
         backbone = Backbone(model, tokenizer, str(path), model_settings=settings)
+        say_how_far_it_sees(model, str(path))
         check_agreement(model, backbone._output_head, where=str(path), hidden=backbone.hidden)
         return backbone
 
