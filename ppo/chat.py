@@ -1,8 +1,8 @@
 """`python -m ppo.chat`: talk to a published policy in the terminal.
 
 A line is a prompt; an empty line or Ctrl-D ends. With a chat template the conversation continues from turn to
-turn, otherwise every line stands for itself. `/reference` and `/policy` switch between the SFT model and the
-policy, `/new` forgets the conversation.
+turn; without one, or where training knew no conversations, every line stands for itself. `/reference` and
+`/policy` switch between the SFT model and the policy, `/new` forgets the conversation.
 """
 
 import argparse
@@ -14,8 +14,10 @@ from typing import cast
 from ppo.config import PPOSettings
 from rlhf.commands.arguments import Sections, command_parser, load
 from rlhf.commands.process import run_command
+from rlhf.data.prompt_form import noted_form
 from rlhf.data.records import Message
 from rlhf.errors import UserError
+from rlhf.runs.date import date_of_run, freeze_date
 from rlhf.runs.stage import require
 from rlhf.settings.groups import ModelSettings, RunSettings, SamplingSettings
 from rlhf.settings.recipe import Recipe
@@ -34,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
     run = recipe.run_folder
     require(run, "sft")
     require(run, "ppo")
+    freeze_date(date_of_run(run), given=recipe.model.date)
     if arguments.temperature is not None and not arguments.temperature > 0:
         raise UserError("the temperature must be above 0", where="--temperature", fix="Try 0.7.")
     if isinstance(sys.stdin, io.TextIOWrapper):
@@ -65,7 +68,9 @@ class Conversation:
         self.seed, self.role = seed, "policy"
         self.turns: list[Message] = []
         self.count = 0
-        self.chats = bool(self.backbone.tokenizer.chat_template)
+        # A line is what a prompt was in training: bare text, if the run's demonstrations were.
+        is_plain = noted_form(recipe.run_folder) == "text"
+        self.chats = bool(self.backbone.tokenizer.chat_template) and not is_plain
 
     def answer(self, line: str) -> str:
         """The model's answer to a line, or what a command did."""

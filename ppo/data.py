@@ -6,11 +6,14 @@ from pathlib import Path
 from ppo.config import PPOSettings
 from ppo.prompts import PromptSet
 from rlhf.data.counts import RecordCounts
+from rlhf.data.prompt_form import form_of_run, noted_form, warn_of_other_form
 from rlhf.data.records import Prompt
 from rlhf.data.sources import read_prompts, split_by_prompt
 from rlhf.errors import UserError
 from rlhf.model.backbone import Backbone
-from rlhf.model.chat import check_room, encode_prompt, fit, length_fix, prompt_text
+from rlhf.model.chat import check_room, length_fix, prompt_text
+from rlhf.model.fitting import fit_prompt
+from rlhf.model.remarks import note_remarks
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,13 @@ def load_prompts(backbone: Backbone, settings: PPOSettings, *, seed: int, run_fo
             few are left.
     """
     check_room("ppo", settings.length, settings.sampling, context=backbone.max_length)
-    records, counts = read_prompts(settings.prompts, seed=seed, run_folder=run_folder)
-    train, held_out = split_by_prompt(records, fraction=settings.held_out_fraction, seed=seed)
+    records, counts = read_prompts(
+        settings.prompts, seed=seed, run_folder=run_folder, form=form_of_run(run_folder)
+    )
+    warn_of_other_form("ppo", records, run_folder)
+    train, held_out = split_by_prompt(
+        records, fraction=settings.held_out_fraction, seed=seed, form=noted_form(run_folder)
+    )
     sides = [_encode(backbone, side, settings, counts) for side in (train, held_out)]
     if not len(sides[0]) or not len(sides[1]):
         raise UserError(
@@ -55,21 +63,22 @@ def _encode(
     )
     prompts = PromptSet([], [])
     for record in records:
-        ids, outcome = fit(
-            encode_prompt(backbone.tokenizer, record.prompt),
+        fitted = fit_prompt(
+            backbone.tokenizer,
+            record.prompt,
             settings.sampling.max_response_tokens,
             context,
             settings.length.over_length,
-            bos_token_id=backbone.tokenizer.bos_token_id,
             sampled=True,
             where=record.where or "ppo.prompts",
             fix=fix,
         )
-        if outcome == "truncated":
+        note_remarks(counts, "length", backbone.tokenizer, record.prompt)
+        if fitted.outcome == "truncated":
             counts.add("length", "truncated")
-        elif ids is None:
+        elif fitted.ids is None:
             counts.add("length", "no room for a response")
-        if ids is not None:
-            prompts.ids.append(ids)
-            prompts.texts.append(prompt_text(record.prompt))
+        if fitted.ids is not None:
+            prompts.ids.append(fitted.ids)
+            prompts.texts.append(prompt_text(fitted.prompt))
     return prompts

@@ -9,12 +9,16 @@ from pathlib import Path
 from reward.config import RewardSettings
 from reward.loss import Pair, ranked_pairs
 from rlhf.data.counts import RecordCounts
-from rlhf.data.records import FAILED, Ranking, prompt_key
+from rlhf.data.prompt_form import form_of_run, noted_form, warn_of_other_form
+from rlhf.data.records import FAILED, Message, Ranking, Turns, prompt_key
 from rlhf.data.sources import read_rankings, split_by_prompt
 from rlhf.errors import UserError
 from rlhf.model.backbone import Backbone
 from rlhf.model.batching import token_batches
-from rlhf.model.chat import encode_completion, encode_prompt, fit, length_fix, prompt_text
+from rlhf.model.chat import encode_completion, length_fix, prompt_text
+from rlhf.model.fitting import fit_prompt
+from rlhf.model.remarks import note_remarks
+from rlhf.model.rendering import of_record
 
 STEP = "reward.rankings"
 """The name under which the record counts list what this stage drops."""
@@ -36,6 +40,8 @@ class Group:
     prompt_ids: list[int]
     response_ids: list[list[int]]
     pairs: list[Pair]
+    encoded: str | Turns | None = None
+    """The prompt that `prompt_ids` encode, to shorten it by turns; None: only the ids are known."""
 
     def __len__(self) -> int:
         return len(self.response_ids)
@@ -90,8 +96,13 @@ def load_rankings(backbone: Backbone, settings: RewardSettings, *, seed: int, ru
         UserError: a source cannot be read, a group is too long (under `length.over_length=error`), or none is
             left.
     """
-    records, counts = read_rankings(settings.rankings, seed=seed, run_folder=run_folder)
-    sides = split_by_prompt(records, fraction=settings.held_out_fraction, seed=seed)
+    records, counts = read_rankings(
+        settings.rankings, seed=seed, run_folder=run_folder, form=form_of_run(run_folder)
+    )
+    warn_of_other_form("reward", records, run_folder)
+    sides = split_by_prompt(
+        records, fraction=settings.held_out_fraction, seed=seed, form=noted_form(run_folder)
+    )
     train, held_out = ([g for r in side if (g := _group(backbone, r, settings, counts))] for side in sides)
     if not train:
         raise _nothing_left(settings, counts, num_records=len(records), num_held_out=len(held_out))
@@ -120,10 +131,14 @@ def _group(
         counts.add(STEP, NO_PAIR)
         return None
     tokenizer = backbone.tokenizer
-    response_ids = [
-        encode_completion(tokenizer, record.prompt, completion, eos=backbone.eos_ids)
-        for completion in record.completions
-    ]
+    where = record.where or f"reward.rankings, prompt {prompt_text(record.prompt)[:60]!r}"
+    try:
+        response_ids = [
+            encode_completion(tokenizer, record.prompt, completion, eos=backbone.eos_ids)
+            for completion in record.completions
+        ]
+    except UserError as error:
+        raise of_record(error, where) from None
     # A chat template may trim what tells two answers apart. Such a pair costs ln 2 whatever the model does.
     texts = [completion.strip() for completion in record.completions]
     told_apart = [
@@ -134,29 +149,31 @@ def _group(
     if not told_apart:
         counts.add(STEP, EQUAL_ANSWERS)
         return None
-    text = prompt_text(record.prompt)
-    prompt_ids, outcome = fit(
-        encode_prompt(tokenizer, record.prompt),
+    answers = [Message("assistant", completion) for completion in record.completions]
+    note_remarks(counts, STEP, tokenizer, record.prompt, answers)
+    fitted = fit_prompt(
+        tokenizer,
+        record.prompt,
         max(len(ids) for ids in response_ids),
         context_tokens(backbone, settings),
         settings.length.over_length,
-        bos_token_id=tokenizer.bos_token_id,
-        where=record.where or f"reward.rankings, prompt {text[:60]!r}",
+        where=where,
         fix=length_fix("reward", settings.length, context=backbone.max_length),
     )
-    if outcome != "kept":
-        counts.add(STEP, "truncated" if outcome == "truncated" else "longer than the context")
-    if prompt_ids is None:
+    if fitted.outcome != "kept":
+        counts.add(STEP, "truncated" if fitted.outcome == "truncated" else "longer than the context")
+    if fitted.ids is None:
         return None
     counts.note(STEP, EQUAL_PAIRS, len(pairs) - len(told_apart))
     return Group(
         key=prompt_key(record.prompt),
-        prompt=text,
+        prompt=prompt_text(fitted.prompt),
         completions=record.completions,
         labels=_labels(record),
-        prompt_ids=prompt_ids,
+        prompt_ids=fitted.ids,
         response_ids=response_ids,
         pairs=told_apart,
+        encoded=fitted.prompt,
     )
 
 

@@ -2,19 +2,24 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from reward.model import RewardCard, RewardModel, folder_identity, load_reward, score_sequences
+from rlhf.data.columns import Columns, UnusableRowError
+from rlhf.data.prompt_form import conversation_of, form_of_run
 from rlhf.data.readers import parse_json
-from rlhf.data.records import Message, Turns
+from rlhf.data.records import Turns
 from rlhf.errors import UserError
 from rlhf.model.backbone import Backbone
-from rlhf.model.chat import encode_completion, encode_prompt, fit
+from rlhf.model.chat import encode_completion
+from rlhf.model.fitting import fit_prompt
+from rlhf.model.rendering import of_record
 from rlhf.parallel.start import start_process
+from rlhf.runs.date import date_of_run, freeze_date
 from rlhf.runs.files import storing, write_atomic
 from rlhf.settings.groups import ModelSettings, RunSettings
 
@@ -59,6 +64,8 @@ def score_file(model_folder: Path, source: Path, target: Path, options: ScoreOpt
         ) from None
     rows = read_rows(source)
     model = open_model(model_folder, device=options.device)
+    if form_of_run(model_folder.resolve().parent.parent) == "messages":
+        rows = [replace(row, prompt=conversation_of(row.prompt)) for row in rows]
     scores = score_rows(model, rows, options)
     lines: list[str] = []
     for row, raw in zip(rows, scores, strict=True):
@@ -87,7 +94,9 @@ def open_model(folder: Path, *, device: str) -> RewardModel:
         raise UserError(
             f"cannot use adapter_config.json ({error})", where=str(folder), fix="Train it again."
         ) from None
-    near = folder.resolve().parent.parent / base
+    run_folder = folder.resolve().parent.parent
+    freeze_date(date_of_run(run_folder))
+    near = run_folder / base
     path = near if near.is_dir() else Path(base)
     settings = ModelSettings.model_validate({"path": base, "precision": card.precision})
     backbone = Backbone.load(
@@ -138,7 +147,7 @@ def score_rows(model: RewardModel, rows: Sequence[Row], options: ScoreOptions) -
         try:
             sequences += [_encode(model, row, completion, options) for completion in row.completions]
         except UserError as error:
-            raise error.at(row.where) from None
+            raise of_record(error, row.where) from None
     flat = iter(score_sequences(model.backbone, sequences, max_tokens=options.batch_tokens).tolist())
     return [[next(flat) for _ in row.completions] for row in rows]
 
@@ -146,17 +155,18 @@ def score_rows(model: RewardModel, rows: Sequence[Row], options: ScoreOptions) -
 def _encode(model: RewardModel, row: Row, completion: str, options: ScoreOptions) -> list[int]:
     backbone = model.backbone
     response_ids = encode_completion(backbone.tokenizer, row.prompt, completion, eos=backbone.eos_ids)
-    prompt_ids, _ = fit(
-        encode_prompt(backbone.tokenizer, row.prompt),
+    prompt_ids = fit_prompt(
+        backbone.tokenizer,
+        row.prompt,
         len(response_ids),
         model.card.max_tokens,
         options.over_length,
-        bos_token_id=backbone.tokenizer.bos_token_id,
         fix="Shorten the row, or give --over-length truncate_left; the model was trained with this limit.",
-    )
+    ).ids
     if prompt_ids is None:
         raise UserError(
-            f"the completion alone has {len(response_ids)} tokens, and {model.card.max_tokens} fit",
+            f"the completion ({len(response_ids)} tokens) and the last turn of its prompt do not fit into "
+            f"{model.card.max_tokens} tokens",
             fix="Shorten it, or remove the row.",
         )
     return prompt_ids + response_ids
@@ -183,18 +193,19 @@ def _row(line: str, where: str) -> Row:
         raise UserError(
             "a completion is text, and `completions` a list of at least one", where=where, fix=_FORM
         )
-    return Row(values, _prompt(values.get("prompt"), where), completions, where)
+    return Row(values, _prompt(values.get("prompt"), values.get("tools"), where), completions, where)
 
 
-def _prompt(value: Any, where: str) -> str | Turns:
+def _prompt(value: Any, tools: Any, where: str) -> str | Turns:
+    """The prompt of a row, read as every stage reads it."""
+    fix = f'{_FORM} A message is {{"role": "...", "content": "..."}}.'
     if isinstance(value, str):
         return value
-    if isinstance(value, list) and value:
-        messages = [m for m in value if isinstance(m, dict) and set(m) == {"role", "content"}]
-        if len(messages) == len(value) and all(isinstance(t, str) for m in messages for t in m.values()):
-            return tuple(Message(m["role"], m["content"]) for m in messages)
-    raise UserError(
-        "`prompt` is neither text nor a list of messages",
-        where=where,
-        fix=f'{_FORM} A message is {{"role": "...", "content": "..."}}.',
-    )
+    if not isinstance(value, list):
+        raise UserError("`prompt` is neither text nor a list of messages", where=where, fix=fix)
+    try:
+        return Columns({"prompt": value}, beside={} if tools is None else {"tools": tools}).prompt()
+    except UserError as error:
+        raise error.at(where) from None
+    except UnusableRowError as error:
+        raise UserError(error.reason, where=where, fix=fix) from None

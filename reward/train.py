@@ -17,7 +17,8 @@ from reward.trainer import Trainer
 from rlhf import preemption
 from rlhf.errors import UserError
 from rlhf.model.backbone import Backbone
-from rlhf.model.chat import check_room, fit
+from rlhf.model.chat import check_room
+from rlhf.model.fitting import fit_prompt
 from rlhf.model.weights import gathered_weights
 from rlhf.parallel.start import start_process
 from rlhf.parallel.world import world
@@ -184,7 +185,7 @@ def _sampling_prompts(
     Prompts that are too long are shortened if `length.over_length` says so.
     """
     check_room("reward", settings.length, settings.sampling, context=backbone.max_length)
-    prompts = {group.key: group.prompt_ids for group in groups}
+    prompts = {group.key: group for group in groups}
     context = context_tokens(backbone, settings)
     room = settings.sampling.max_response_tokens
     # A prompt of a ranking that fits may leave no room for a sample: that is no error of the data.
@@ -192,10 +193,17 @@ def _sampling_prompts(
     if settings.length.over_length == "truncate_left":
         over_length = "truncate_left"
     kept: list[list[int]] = []
-    for ids in prompts.values():
-        fitted, _ = fit(ids, room, context, over_length, bos_token_id=backbone.tokenizer.bos_token_id)
-        if fitted is not None:
-            kept.append(fitted)
+    for group in prompts.values():
+        fitted = fit_prompt(
+            backbone.tokenizer,
+            group.prompt if group.encoded is None else group.encoded,
+            room,
+            context,
+            over_length,
+            prompt_ids=group.prompt_ids,
+        )
+        if fitted.ids is not None:
+            kept.append(fitted.ids)
     if not kept:
         raise UserError(
             f"no training prompt leaves room for {room} sampled tokens within {context}",

@@ -1,7 +1,7 @@
 """Demonstrations as token ids: which tokens are the prompt, which are learned, and what does not fit."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets import Dataset
@@ -9,7 +9,11 @@ from datasets import Dataset
 from rlhf.data.counts import RecordCounts
 from rlhf.data.records import Demonstration, Prompt
 from rlhf.data.sources import split_by_prompt
+from rlhf.errors import UserError
 from rlhf.model import chat
+from rlhf.model.fitting import fit_prompt
+from rlhf.model.remarks import note_remarks
+from rlhf.model.rendering import of_record
 from rlhf.settings.groups import LengthSettings
 
 _STEP = "length"
@@ -67,25 +71,31 @@ class Encoder:
         return [example for record in records if (example := self._encode(record)) is not None]
 
     def _encode(self, record: Demonstration) -> Example | None:
-        prompt_ids = chat.encode_prompt(self.tokenizer, record.prompt)
-        completion_ids = chat.encode_completion(
-            self.tokenizer, record.prompt, record.completion, prompt_ids=prompt_ids, eos=self.eos_ids
-        )
-        fitted, outcome = chat.fit(
-            prompt_ids,
+        where = record.where or f"demonstration {chat.prompt_text(record.prompt)[:60]!r}"
+        try:
+            prompt_ids = chat.encode_prompt(self.tokenizer, record.prompt)
+            completion_ids = chat.encode_completion(
+                self.tokenizer, record.prompt, record.answer, prompt_ids=prompt_ids, eos=self.eos_ids
+            )
+        except UserError as error:
+            raise of_record(error, where) from None
+        note_remarks(self.counts, _STEP, self.tokenizer, record.prompt, [record.answer])
+        fitted = fit_prompt(
+            self.tokenizer,
+            record.prompt,
             len(completion_ids),
             self.max_tokens,
             self.policy,
-            bos_token_id=self.tokenizer.bos_token_id,
-            where=record.where or f"demonstration {chat.prompt_text(record.prompt)[:60]!r}",
+            prompt_ids=prompt_ids,
+            where=where,
             fix=self.fix,
         )
-        if outcome == "truncated":
+        if fitted.outcome == "truncated":
             self.counts.add(_STEP, "truncated")
-        if fitted is None:
+        if fitted.ids is None:
             self.counts.add(_STEP, f"longer than {self.max_tokens} tokens")
             return None
-        return Example(record, fitted, completion_ids)
+        return Example(replace(record, prompt=fitted.prompt), fitted.ids, completion_ids)
 
 
 def dataset(examples: Sequence[Example]) -> Dataset:

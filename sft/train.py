@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from rlhf import preemption
 from rlhf.data.counts import RecordCounts
+from rlhf.data.prompt_form import FORM, form_of
 from rlhf.data.records import Demonstration, Prompt
 from rlhf.data.sources import read_demonstrations, read_prompts
 from rlhf.errors import UserError
@@ -45,6 +46,12 @@ class Prepared:
     counts: RecordCounts
     pad_id: int
 
+    @property
+    def form(self) -> dict[str, str]:
+        """Whether the demonstrations are conversations, for the record counts; nothing without any."""
+        records = [example.demonstration for example in (*self.examples.train, *self.examples.held_out)]
+        return {FORM: form_of(records)} if records else {}
+
 
 def train(recipe: Recipe, settings: SFTSettings, stage: StageRun) -> None:
     """Fine-tune, evaluate and publish; resumes from the newest checkpoint of a half-finished stage."""
@@ -75,7 +82,9 @@ def prepare(recipe: Recipe, settings: SFTSettings) -> Prepared:
     seed, run_folder = recipe.run.seed, recipe.run_folder
     records, counts = list[Demonstration](), RecordCounts()
     if settings.demonstrations:
-        records, counts = read_demonstrations(settings.demonstrations, seed=seed, run_folder=run_folder)
+        records, counts = read_demonstrations(
+            settings.demonstrations, seed=seed, run_folder=run_folder, form="auto"
+        )
     prompts: list[Prompt] = []
     if recipe.model.scratch and settings.tokenizer_prompts:
         prompts, _ = read_prompts(settings.tokenizer_prompts, seed=seed, run_folder=run_folder)
@@ -165,7 +174,7 @@ def finish(
     manifest = stage.publish(
         write_model=lambda folder: write(model, begin.tokenizer, folder),
         metrics=summary(before, after, samples),
-        counts=prepared.counts.to_json(),
+        counts=prepared.counts.to_json() | prepared.form,
         wandb_url=tracker.url,
     )
     # A finished stage never resumes.

@@ -22,6 +22,7 @@ from rlhf.data.records import Turns
 from rlhf.errors import UserError
 from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.model.chat import encode_completion, encode_prompt
+from rlhf.runs.date import freeze_date, given_date, run_date
 from rlhf.runs.files import tree_hash
 from rlhf.runs.progress import progress
 from rlhf.sampling.engine import sample
@@ -79,7 +80,7 @@ class LocalModel:
             self._settings.processes,
             mp_context=context,
             initializer=_start,
-            initargs=(self._settings, self._folder, str(self._device), numbers),
+            initargs=(self._settings, self._folder, str(self._device), numbers, _day()),
         ) as pool:
             work = {pool.submit(_answer_there, chunk): chunk for chunk in chunks}
             for done in as_completed(work):
@@ -198,15 +199,26 @@ _worker: _Answerer | None = None
 
 
 def _start(
-    settings: LocalSettings, folder: str, device: str, numbers: "multiprocessing.SimpleQueue[int]"
+    settings: LocalSettings,
+    folder: str,
+    device: str,
+    numbers: "multiprocessing.SimpleQueue[int]",
+    day: tuple[str, str | None],
 ) -> None:
     global _worker
+    freeze_date(day[0], given=day[1])
     number = numbers.get()
     if device.startswith("cuda"):
         device = f"cuda:{number % torch.cuda.device_count()}"
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // settings.processes))
     _worker = _Answerer(settings, folder, torch.device(device))
+
+
+def _day() -> tuple[str, str | None]:
+    """The day that chat templates write, and the one that the recipe names."""
+    given = given_date()
+    return run_date().isoformat(), None if given is None else given.isoformat()
 
 
 def _answer_there(chunk: Chunk) -> list[Answer | None]:

@@ -16,11 +16,14 @@ import torch
 from labeling.config import DemonstrationsSettings, SamplesSettings
 from labeling.store.items import Item, write_items
 from rlhf.data.counts import RecordCounts
+from rlhf.data.prompt_form import form_of_run
 from rlhf.data.records import Demonstration, Prompt, prompt_key, write_jsonl
 from rlhf.data.sources import read_prompts
 from rlhf.errors import UserError
 from rlhf.model.backbone import REFERENCE, Backbone
-from rlhf.model.chat import check_room, encode_completion, encode_prompt, fit, length_fix, prompt_text
+from rlhf.model.chat import check_room, encode_completion, length_fix, prompt_text
+from rlhf.model.fitting import fit_prompt
+from rlhf.model.remarks import note_remarks
 from rlhf.parallel.start import start_process
 from rlhf.runs.progress import Progress, print_result, progress
 from rlhf.runs.stage import StageRun, require
@@ -49,6 +52,8 @@ class Drawn:
     texts: tuple[str, ...]
     ended: tuple[bool, ...]
     """Whether each text ended by itself and not at the longest response."""
+    same_ids: tuple[bool, ...]
+    """Whether each text gives back the tokens that were drawn, as a later stage encodes it."""
 
 
 def make_demonstrations(recipe: Recipe, settings: DemonstrationsSettings, stage: StageRun) -> None:
@@ -68,8 +73,10 @@ def make_demonstrations(recipe: Recipe, settings: DemonstrationsSettings, stage:
     )
     step, counts = "labeling.demonstrations", RecordCounts()
     records: list[Demonstration] = []
+    same: list[bool] = []
     for drawn in draw(backbones, recipe, settings, counts, num_texts=1, noise=DEMONSTRATION_NOISE, step=step):
         text = first_sentences(drawn.texts[0], settings.sentences)
+        same += drawn.same_ids
         if text is None:
             counts.add(step, f"fewer than {settings.sentences} sentences")
         else:
@@ -86,6 +93,7 @@ def make_demonstrations(recipe: Recipe, settings: DemonstrationsSettings, stage:
         "demonstrations": len(records),
         "completion_tokens_mean": sum(lengths) / len(lengths),
         "completion_tokens_max": max(lengths),
+        "same_tokens_ratio": sum(same) / len(same),
     }
     stage.publish(
         {DEMONSTRATIONS: lambda path: write_jsonl(path, records)},
@@ -111,20 +119,27 @@ def make_samples(recipe: Recipe, settings: SamplesSettings, stage: StageRun) -> 
     sft = require(recipe.run_folder, "sft")
     backbones = load_everywhere(sft.path(), recipe.run, settings=recipe.model)
     step, counts, num_texts = "labeling.samples", RecordCounts(), settings.completions_per_prompt
-    items = [
-        Item(
-            prompt=drawn.prompt.prompt,
-            completions=drawn.texts,
-            ended=drawn.ended,
-            model=sft.artifact_sha256,
+    same: list[bool] = []
+    items: list[Item] = []
+    for drawn in draw(
+        backbones, recipe, settings, counts, num_texts=num_texts, noise=SAMPLE_NOISE, step=step
+    ):
+        same += drawn.same_ids
+        items.append(
+            Item(
+                prompt=drawn.prompt.prompt,
+                completions=drawn.texts,
+                ended=drawn.ended,
+                model=sft.artifact_sha256,
+            )
         )
-        for drawn in draw(
-            backbones, recipe, settings, counts, num_texts=num_texts, noise=SAMPLE_NOISE, step=step
-        )
-    ]
     counts.print("samples")
     ended = [end for item in items for end in item.ended or ()]
-    metrics = {"items": len(items), "ended_ratio": sum(ended) / len(ended)}
+    metrics = {
+        "items": len(items),
+        "ended_ratio": sum(ended) / len(ended),
+        "same_tokens_ratio": sum(same) / len(same),
+    }
     stage.publish(
         {SAMPLES: lambda path: write_items(path, items)},
         metrics=metrics,
@@ -133,6 +148,7 @@ def make_samples(recipe: Recipe, settings: SamplesSettings, stage: StageRun) -> 
     rows = [
         ("prompts, completions of each", f"{len(items):,}, {num_texts}"),
         ("ended by themselves", f"{metrics['ended_ratio']:.1%}"),
+        ("text gives back the tokens drawn", f"{metrics['same_tokens_ratio']:.1%}"),
         ("file", str(stage.folder / SAMPLES)),
     ]
     print_result("samples", rows, stage.next_command("rankings"))
@@ -156,7 +172,11 @@ def draw(
     """
     backbone = backbones[0]
     check_room(step, settings.length, settings.sampling, context=backbone.max_length)
-    prompts, read = read_prompts(settings.prompts, seed=recipe.run.seed, run_folder=recipe.run_folder)
+    # Demonstrations come before SFT, and do not depend on whether the run has been that far already.
+    form = form_of_run(recipe.run_folder) if isinstance(settings, SamplesSettings) else "text"
+    prompts, read = read_prompts(
+        settings.prompts, seed=recipe.run.seed, run_folder=recipe.run_folder, form=form
+    )
     counts.merge(read)
     fitting = list(_fitting(backbone, prompts, settings, counts, step=step))
     if not fitting:
@@ -175,9 +195,14 @@ def draw(
             seed=recipe.run.seed,
         )
         texts, ended = responses_text(model, rollouts, settings.sampling), rollouts.ended_B.tolist()
+        owners = [prompt for prompt, _ in part for _ in range(num_texts)]
+        same = [
+            _gives_back(model, prompt, text, ids, settings.sampling.stop)
+            for prompt, text, ids in zip(owners, texts, rollouts.response_lists(), strict=True)
+        ]
         rows = [slice(number * num_texts, (number + 1) * num_texts) for number in range(len(part))]
         return [
-            Drawn(prompt, tuple(texts[own]), tuple(ended[own]))
+            Drawn(prompt, tuple(texts[own]), tuple(ended[own]), tuple(same[own]))
             for (prompt, _), own in zip(part, rows, strict=True)
         ]
 
@@ -229,20 +254,34 @@ def _fitting(
         max_response_tokens=settings.sampling.max_response_tokens,
     )
     for prompt in prompts:
-        ids, outcome = fit(
-            encode_prompt(backbone.tokenizer, prompt.prompt),
+        fitted = fit_prompt(
+            backbone.tokenizer,
+            prompt.prompt,
             settings.sampling.max_response_tokens,
             context,
             settings.length.over_length,
-            bos_token_id=backbone.tokenizer.bos_token_id,
             sampled=True,
             where=prompt.where or f"{step}, prompt {prompt_text(prompt.prompt)[:60]!r}",
             fix=fix,
         )
-        if outcome != "kept":
-            counts.add(step, "truncated" if outcome == "truncated" else "longer than the context")
-        if ids is not None:
-            yield prompt, ids
+        note_remarks(counts, step, backbone.tokenizer, prompt.prompt)
+        if fitted.outcome != "kept":
+            reason = "truncated" if fitted.outcome == "truncated" else "longer than the context"
+            counts.add(step, reason)
+        if fitted.ids is not None:
+            yield prompt, fitted.ids
+
+
+def _gives_back(
+    backbone: Backbone, prompt: Prompt, text: str, drawn: Sequence[int], stop: Sequence[str]
+) -> bool:
+    """Whether `text` becomes the ids that were drawn when it follows the prompt once more.
+
+    Tokens that could be merged, special ones and white space that a chat template trims do not come back. A
+    text that was cut, at a stop string say, is compared as far as it goes.
+    """
+    ids = encode_completion(backbone.tokenizer, prompt.prompt, text, eos=backbone.eos_ids)[:-1]
+    return list(drawn[: len(ids)]) == ids and (len(drawn) - len(ids) <= 1 or bool(stop))
 
 
 def _number(prompt: Prompt) -> int:

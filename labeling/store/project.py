@@ -276,7 +276,7 @@ def stored_item(row: Any) -> StoredItem:
         item_id=row["id"],
         key=row["key"],
         kind=row["kind"],
-        prompt=prompt if isinstance(prompt, str) else tuple(Message(**message) for message in prompt),
+        prompt=prompt if isinstance(prompt, str) else tuple(map(Message.from_json, prompt)),
         completions=tuple(json.loads(row["completions"])),
         models=None if row["models"] is None else tuple(json.loads(row["models"])),
         answer=None if row["answer"] is None else tuple(json.loads(row["answer"])),

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from rlhf.data.messages import MESSAGES as _MESSAGES
+from rlhf.data.messages import TOOLS, checked_text, has_no_weight, is_messages, kind, read_turns, with_tools
+from rlhf.data.messages import UnusableRowError as UnusableRowError
 from rlhf.data.records import Comparison, Message, Rank, Turns
 from rlhf.errors import UserError
 
@@ -18,21 +21,11 @@ _TURN = re.compile(r"(?:\n\n|\A\n*)(Human|Assistant):")
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 _TRANSCRIPT = 'A transcript reads "\\n\\nHuman: …\\n\\nAssistant: …", beginning with the human.'
-_MESSAGES = (
-    'Messages are a list of {"role": "user", "content": "…"}; an answer is by "assistant" and comes last.'
-)
 _COMPARISON = "Write a comparison as [i, j, probability that i is better than j]; completions count from 0."
 _PROBABILITY = "Give the probability that the first completion is better, as a number from 0 to 1."
 
 P = TypeVar("P", str, Turns, str | Turns)
-
-
-class UnusableRowError(Exception):
-    """A well-formed row that gives no record; `reason` names the count it goes to."""
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-        super().__init__(reason)
+A = TypeVar("A", str, Message)
 
 
 @dataclass(frozen=True)
@@ -42,6 +35,8 @@ class Columns:
     values: Mapping[str, Any]
     transcripts_become_messages: bool = False
     nulls: frozenset[str] = frozenset()
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """The row's other columns: answers that say what kind of prompt a text is, and `tools`."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Our name → the column it was read from, where that has another name."""
     others: Mapping[str, Any] = field(default_factory=dict)
@@ -66,28 +61,57 @@ class Columns:
         return self.names.get(field_name, field_name)
 
     def text(self, name: str) -> str:
-        return _text(self.values[name], f"`{name}`")
+        return checked_text(self.values[name], f"`{name}`")
 
     def optional_text(self, name: str) -> str:
         return self.text(name) if name in self.values else ""
 
     def prompt(self) -> str | Turns:
-        """The field `prompt`: text or messages. Text that is a transcript may become messages."""
+        """The field `prompt`: text or messages.
+
+        Text that is a transcript may become messages. Text next to an answer that is messages is what the
+        user said before it, whichever stage reads the row: messages that repeat it stand for it, with their
+        system message.
+        """
         value = self.values["prompt"]
         if not isinstance(value, str):
-            return usable_prompt(_turns(value, "`prompt`"))
-        text = usable_prompt(_text(value, "`prompt`"))
-        if self.transcripts_become_messages and text.startswith(HUMAN) and text.rstrip().endswith(ASSISTANT):
-            return usable_prompt(_transcript_turns(text.rstrip()))
-        return text
+            return self._offering_tools(usable_prompt(read_turns(value, "`prompt`")))
+        text = usable_prompt(checked_text(value, "`prompt`"))
+        turns = transcript_as_messages(text) if self.transcripts_become_messages else None
+        if turns is not None:
+            return self._offering_tools(usable_prompt(turns))
+        repeated = self._before_answer(text)
+        return text if repeated is None else self._offering_tools(repeated)
 
-    def completion(self) -> str:
+    def _before_answer(self, text: str) -> Turns | None:
+        """What the row's answers, if they are messages, have before them; None: they are text, or not there.
+
+        Raises:
+            UserError: it does not end with the prompt's text.
+        """
+        beside = {**self.beside, **self.values}
+        for name in ("completion", "chosen", "rejected"):
+            if is_messages(beside.get(name)):
+                head = _without_answer(read_turns(beside[name], f"`{name}`"))
+                if head and head[-1].content.strip() != text.strip():
+                    raise _not_repeated(name)
+                return head or (Message("user", text),)
+        completions = beside.get("completions")
+        if isinstance(completions, list | tuple) and any(is_messages(each) for each in completions):
+            return (Message("user", text),)
+        return None
+
+    def _offering_tools(self, prompt: str | Turns) -> str | Turns:
+        """The conversation with the row's `tools`; a text as it is."""
+        return prompt if isinstance(prompt, str) else with_tools(prompt, self.beside.get(TOOLS))
+
+    def completion(self) -> Message:
         """The field `completion`: text, or a list with one message."""
         return _completion(self.values["completion"], "`completion`")
 
     def completions(self) -> tuple[str, ...]:
         values = _list(self.values["completions"], "`completions`", "Give a list of two or more completions.")
-        return tuple(_completion(value, f"completion {n}") for n, value in enumerate(values, start=1))
+        return tuple(_plain(_completion(value, f"completion {n}")) for n, value in enumerate(values, start=1))
 
     def ranks(self) -> tuple[Rank, ...] | None:
         if "ranks" not in self.values:
@@ -134,49 +158,82 @@ class Columns:
             raise UnusableRowError("neither answer is good")
         return self.choices[given]
 
-    def conversation(self, name: str) -> tuple[str | Turns, str]:
-        """Prompt and completion of a transcript or of messages that end with the assistant's answer.
+    def conversation(self, name: str) -> tuple[str | Turns, Message]:
+        """Prompt and answer of a transcript or of messages that end with the assistant's answer.
 
         The completion of a transcript is stripped. If the prompt stays text, and so ends with "Assistant:",
         the completion gets one space back at its front, so that the two together read as the transcript did.
         """
         value = self.values[name]
         if isinstance(value, str):
-            prompt, completion = _split_transcript(_text(value, f"`{name}`"), name)
+            prompt, completion = _split_transcript(checked_text(value, f"`{name}`"), name)
             if HUMAN in completion:
                 raise UnusableRowError("transcript ends with a human turn")
             if self.transcripts_become_messages:
-                return _transcript_turns(prompt), completion
-            return prompt, f" {completion}" if completion else ""
-        turns = _turns(value, f"`{name}`")
+                turns = self._offering_tools(_transcript_turns(prompt))
+                return turns, Message("assistant", completion)
+            spaced = f" {completion}" if completion else ""
+            return self._offering_tools(prompt), Message("assistant", spaced)
+        turns = read_turns(value, f"`{name}`")
         if turns[-1].role != "assistant":
             raise UserError(f"the last message of `{name}` is by `{turns[-1].role}`", fix=_MESSAGES)
-        return turns[:-1], turns[-1].content
+        if has_no_weight(value[-1]):
+            raise UnusableRowError("answer of weight 0")
+        return self._offering_tools(turns[:-1]), turns[-1]
 
     def open_conversation(self, name: str) -> str | Turns:
         """The prompt of a transcript or of messages, whether or not an answer follows."""
         value = self.values[name]
         if isinstance(value, str):
-            prompt, _ = _split_transcript(_text(value, f"`{name}`"), name)
-            return _transcript_turns(prompt) if self.transcripts_become_messages else prompt
-        turns = _turns(value, f"`{name}`")
-        return turns[:-1] if turns[-1].role == "assistant" else turns
+            prompt, _ = _split_transcript(checked_text(value, f"`{name}`"), name)
+            turns = _transcript_turns(prompt) if self.transcripts_become_messages else prompt
+            return self._offering_tools(turns)
+        return self._offering_tools(_without_answer(read_turns(value, f"`{name}`")))
 
-    def continued_prompt(self, name: str) -> tuple[str | Turns, str]:
-        """`prompt` and the completion under `name`, which may be messages that repeat the conversation."""
+    def continued_prompt(self, name: str) -> tuple[str | Turns, Message]:
+        """`prompt` and the answer under `name`, which may be messages that repeat the conversation."""
         prompt = self.prompt()
         if isinstance(self.values[name], str):
-            return prompt, self.text(name)
-        head, completion = self.conversation(name)
+            return prompt, Message("assistant", self.text(name))
+        head, answer = self.conversation(name)
         if not head:
-            return prompt, completion
-        repeated = head[-1].content if isinstance(prompt, str) and not isinstance(head, str) else head
-        if repeated != prompt:
-            raise UserError(
-                f"the messages of `{name}` before the answer are not `prompt`",
-                fix="Let the messages repeat `prompt`, or leave out either of the two.",
-            )
-        return head, completion
+            return prompt, answer
+        given = self.values["prompt"]
+        repeats = head == prompt
+        if isinstance(given, str) and not isinstance(head, str):
+            # Two sides may repeat the prompt after different system messages: then they are no pair.
+            repeats = repeats or head[-1].content.strip() == given.strip()
+        if not repeats:
+            raise _not_repeated(name)
+        return head, answer
+
+    def plain_conversation(self, name: str) -> tuple[str | Turns, str]:
+        """As `conversation` or, next to a `prompt`, `continued_prompt`, of an answer that is text alone.
+
+        Raises:
+            UnusableRowError: it has more to it, such as `tool_calls`.
+        """
+        split = self.continued_prompt if "prompt" in self.values else self.conversation
+        prompt, answer = split(name)
+        return prompt, _plain(answer)
+
+
+def _without_answer(turns: Turns) -> Turns:
+    return turns[:-1] if turns[-1].role == "assistant" else turns
+
+
+def _not_repeated(name: str) -> UserError:
+    return UserError(
+        f"the messages of `{name}` before the answer are not `prompt`",
+        fix="Let the messages repeat `prompt`, or leave out either of the two.",
+    )
+
+
+def transcript_as_messages(text: str) -> Turns | None:
+    """The messages of an open transcript; None: the text is none."""
+    if text.startswith(HUMAN) and text.rstrip().endswith(ASSISTANT):
+        return _transcript_turns(text.rstrip())
+    return None
 
 
 def usable_prompt(prompt: P) -> P:
@@ -185,38 +242,22 @@ def usable_prompt(prompt: P) -> P:
     Raises:
         UnusableRowError: there is nothing but white space in it.
     """
-    parts = [prompt] if isinstance(prompt, str) else [message.content for message in prompt]
+    parts = [prompt] if isinstance(prompt, str) else [message.content + message.more for message in prompt]
     if not any(part.strip() for part in parts):
         raise UnusableRowError("empty prompt")
     return prompt
 
 
-def usable_completion(completion: str) -> str:
-    """The same completion.
+def usable_completion(completion: A) -> A:
+    """The same completion, or answer.
 
     Raises:
         UnusableRowError: there is nothing but white space in it.
     """
-    if not completion.strip():
+    said = completion if isinstance(completion, str) else completion.content + completion.more
+    if not said.strip():
         raise UnusableRowError("empty completion")
     return completion
-
-
-def kind(value: Any) -> str:
-    """What a value is, in a user's words."""
-    kinds = {str: "text", bool: "true or false", int: "a number", float: "a number", type(None): "null"}
-    return kinds.get(type(value), "a list" if isinstance(value, list | tuple) else "an object")
-
-
-def _text(value: Any, name: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{name} is {kind(value)}, not text", fix="Write it as text, in quotes.")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        fix = "Repair the text: half of a character is missing."
-        raise UserError(f"{name} holds a lone surrogate, which is not text", fix=fix) from None
-    return value
 
 
 def _list(value: Any, name: str, fix: str) -> list[Any]:
@@ -225,33 +266,23 @@ def _list(value: Any, name: str, fix: str) -> list[Any]:
     return list(value)
 
 
-def _turns(value: Any, name: str) -> Turns:
+def _completion(value: Any, name: str) -> Message:
     if not isinstance(value, list | tuple):
-        raise UserError(f"{name} is {kind(value)}, not text or messages", fix=_MESSAGES)
-    if not value:
-        raise UserError(f"{name} is an empty list of messages", fix=_MESSAGES)
-    turns = []
-    for number, message in enumerate(value, start=1):
-        if not isinstance(message, Mapping):
-            raise UserError(f"message {number} of {name} is {kind(message)}", fix=_MESSAGES)
-        for key in ("role", "content"):
-            if key not in message:
-                raise UserError(f"message {number} of {name} has no `{key}`", fix=_MESSAGES)
-            if message[key] is None:
-                raise UserError(f"`{key}` of message {number} of {name} is null", fix=_MESSAGES)
-        role = _text(message["role"], f"`role` of message {number} of {name}")
-        turns.append(Message(role, _text(message["content"], f"`content` of message {number} of {name}")))
-    return tuple(turns)
-
-
-def _completion(value: Any, name: str) -> str:
-    if isinstance(value, str) or not isinstance(value, list | tuple):
-        return _text(value, name)
-    turns = _turns(value, name)
+        return Message("assistant", checked_text(value, name))
+    turns = read_turns(value, name)
     if len(turns) != 1 or turns[0].role != "assistant":
         fix = "Put the earlier messages into `prompt`."
         raise UserError(f"{name} is not one message by the assistant", fix=fix)
-    return turns[0].content
+    if has_no_weight(value[-1]):
+        raise UnusableRowError("answer of weight 0")
+    return turns[0]
+
+
+def _plain(answer: Message) -> str:
+    """The text of an answer among several, which are told apart by their texts alone."""
+    if answer.more:
+        raise UnusableRowError(f"answer with {' and '.join(answer.others)}")
+    return answer.content
 
 
 def _choice(value: Any) -> str:

@@ -108,7 +108,7 @@ def parse_json(content: bytes) -> Any:
         UserError: it is not JSON in UTF-8.
     """
     try:
-        return json.loads(content.decode())
+        return json.loads(content.decode(), object_pairs_hook=_object)
     except UnicodeDecodeError:
         raise UserError("this is not UTF-8 text", fix="Save the file as UTF-8.") from None
     except json.JSONDecodeError as error:
@@ -119,6 +119,16 @@ def parse_json(content: bytes) -> Any:
         raise UserError(f"not usable JSON: {error}", fix="Correct or remove the record.") from None
     except RecursionError:
         raise UserError("JSON that is nested too deeply", fix="Correct or remove the record.") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, each key once: of two values one would vanish."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"the key `{twice}` is there twice in one object", fix="Keep one of the two.")
+    return values
 
 
 def _starts_with_bracket(path: Path) -> bool:

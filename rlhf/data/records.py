@@ -8,7 +8,7 @@ and their JSON is what `rlhf.data.sources` reads back to equal records.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +28,31 @@ class Message:
 
     role: str
     content: str
+    more: str = ""
+    """JSON of its other keys, such as `tool_calls`; of `tools`, which are the conversation's; or nothing.
+
+    Text, so that messages compare and hash; keys inside a value keep their order, which a template may show.
+    """
+
+    @property
+    def others(self) -> dict[str, Any]:
+        """Its keys but role and content."""
+        found: dict[str, Any] = json.loads(self.more) if self.more else {}
+        return found
+
+    def with_others(self, others: Mapping[str, Any]) -> "Message":
+        """The same message with these other keys, and no more."""
+        return Message(self.role, self.content, _compact(dict(sorted(others.items()))) if others else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """The message as data sets have it."""
+        return {"role": self.role, "content": self.content, **self.others}
+
+    @staticmethod
+    def from_json(values: Mapping[str, Any]) -> "Message":
+        """What `to_json` gave."""
+        others = {key: value for key, value in values.items() if key not in ("role", "content")}
+        return Message(values["role"], values["content"]).with_others(others)
 
 
 Turns = tuple[Message, ...]
@@ -48,9 +73,16 @@ class Demonstration:
 
     prompt: str | Turns
     completion: str
+    more: str = ""
+    """What the answer has beside its text, `tool_calls` say: see `Message.more`."""
     annotator: str | None = None
     where: str = field(default="", compare=False, repr=False)
     """Where it was read, `file, line 41`; no part of the record."""
+
+    @property
+    def answer(self) -> Message:
+        """The completion as a message."""
+        return Message("assistant", self.completion, self.more)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,14 +154,17 @@ def _check_comparisons(comparisons: tuple[Comparison, ...], num_completions: int
 
 def prompt_key(prompt: str | Turns) -> str:
     """Canonical JSON of a prompt: equal for equal prompts and only for them, in ASCII."""
-    return json.dumps(_prompt_json(prompt), ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+    value: Any = prompt
+    if not isinstance(prompt, str):
+        value = [dict(sorted(message.to_json().items())) for message in prompt]
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"))
 
 
 def to_json(record: Record) -> dict[str, Any]:
     """The record as plain JSON values; fields that are not set are left out."""
     values: dict[str, Any] = {"prompt": _prompt_json(record.prompt)}
     if isinstance(record, Demonstration):
-        values["completion"] = record.completion
+        values["completion"] = [record.answer.to_json()] if record.more else record.completion
         if record.annotator is not None:
             values["annotator"] = record.annotator
     elif isinstance(record, Ranking):
@@ -158,7 +193,11 @@ def write_jsonl(path: Path, records: Iterable[Record]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _prompt_json(prompt: str | Turns) -> str | list[dict[str, str]]:
+def _prompt_json(prompt: str | Turns) -> str | list[dict[str, Any]]:
     if isinstance(prompt, str):
         return prompt
-    return [{"role": message.role, "content": message.content} for message in prompt]
+    return [message.to_json() for message in prompt]
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

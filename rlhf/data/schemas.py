@@ -5,13 +5,13 @@ describes the schemas to users.
 """
 
 import difflib
-import json
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from rlhf.data.columns import Columns, UnusableRowError, kind, usable_completion, usable_prompt
+from rlhf.data.cells import parse_cells, says_nothing
+from rlhf.data.columns import Columns, UnusableRowError, usable_completion, usable_prompt
 from rlhf.data.judgements import (
     Kind,
     ProbabilityCheck,
@@ -20,15 +20,24 @@ from rlhf.data.judgements import (
     sounds_like_scores,
     stated,
 )
+from rlhf.data.messages import TOOLS, is_messages, kind, without_keys, without_nulls
 from rlhf.data.pairs import RANKS, likelier, preference
-from rlhf.data.records import FAILED, Demonstration, Prompt, Ranking, Turns
+from rlhf.data.records import FAILED, Demonstration, Message, Prompt, Ranking, Turns
 from rlhf.errors import UserError
 from rlhf.settings.groups import SourceSettings
 
 Row = Mapping[str, Any]
 R = TypeVar("R", bound=Prompt | Demonstration | Ranking)
 
-_STRUCTURED = ("messages", "completions", "ranks", "comparisons", "probability")
+_CONVERSATIONS = ("messages", "prompt", "completion", "completions", "chosen", "rejected", TOOLS)
+_ANSWERS = ("completion", "completions", "chosen", "rejected")
+_ALIASES = {"messages": "conversations"}
+"""Our field → the name that it has in data sets of ShareGPT's kind."""
+_CHANGES_PROMPTS = (
+    *("system", "system_prompt", "history", "functions", "documents", "chat_template_kwargs"),
+    *("image", "images", "video", "videos", "audio", "audios"),
+)
+"""Columns whose content would belong to a prompt, and that no schema reads."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,13 @@ def _instruction(columns: Columns) -> str:
     return blank_line_after(columns.text("instruction"), columns.optional_text("input"))
 
 
-def _demonstration(prompt: str | Turns, completion: str) -> Demonstration:
-    return Demonstration(prompt=usable_prompt(prompt), completion=usable_completion(completion))
+def _demonstration(prompt: str | Turns, answer: Message) -> Demonstration:
+    answer = usable_completion(answer)
+    return Demonstration(prompt=usable_prompt(prompt), completion=answer.content, more=answer.more)
+
+
+def _said(prompt: str, completion: str) -> Demonstration:
+    return _demonstration(prompt, Message("assistant", completion))
 
 
 def _completed(columns: Columns) -> Demonstration:
@@ -97,7 +111,7 @@ def _check_best_is_first(ranking: Ranking) -> None:
             )
 
 
-def _better_answer(columns: Columns, split: Callable[[str], tuple[str | Turns, str]]) -> Demonstration:
+def _better_answer(columns: Columns, split: Callable[[str], tuple[str | Turns, Message]]) -> Demonstration:
     """The better answer of a pair as a demonstration."""
     found = preference(columns)
     side = likelier(found) if isinstance(found, float) else found
@@ -119,8 +133,8 @@ def _answer(build: Callable[[Columns], Demonstration]) -> Callable[[Columns], De
 
 
 def _pair(columns: Columns) -> Ranking:
-    split = columns.continued_prompt if "prompt" in columns.values else columns.conversation
-    (prompt, chosen), (other_prompt, rejected) = split("chosen"), split("rejected")
+    prompt, chosen = columns.plain_conversation("chosen")
+    other_prompt, rejected = columns.plain_conversation("rejected")
     found = preference(columns)
     annotator = columns.optional_text("annotator") or None
     if prompt != other_prompt:
@@ -141,11 +155,11 @@ DEMONSTRATIONS: tuple[Schema[Demonstration], ...] = (
     Schema(("messages",), _answer(lambda columns: _demonstration(*columns.conversation("messages")))),
     Schema(
         ("question", "answer"),
-        _answer(lambda columns: _demonstration(_question(columns), columns.text("answer"))),
+        _answer(lambda columns: _said(_question(columns), columns.text("answer"))),
     ),
     Schema(
         ("instruction", "output"),
-        _answer(lambda columns: _demonstration(_instruction(columns), columns.text("output"))),
+        _answer(lambda columns: _said(_instruction(columns), columns.text("output"))),
         ("input",),
     ),
     Schema(("transcript",), _answer(lambda columns: _demonstration(*columns.conversation("transcript")))),
@@ -169,11 +183,14 @@ RANKINGS: tuple[Schema[Ranking], ...] = (
     Schema(("chosen", "rejected"), _pair, _OF_PAIRS, "pair"),
 )
 
+# In the order of the schemas of demonstrations, so that a row's prompt is the same in every stage.
 PROMPTS: tuple[Schema[Prompt], ...] = (
-    Schema(("prompt",), lambda columns: _prompt(columns.prompt()), kind="prompt"),
+    Schema(("prompt", "completion"), lambda columns: _prompt(columns.prompt()), kind="prompt"),
+    Schema(("prompt", "completions"), lambda columns: _prompt(columns.prompt()), kind="prompt"),
     Schema(("messages",), lambda columns: _prompt(columns.open_conversation("messages")), kind="prompt"),
+    Schema(("prompt",), lambda columns: _prompt(columns.prompt()), kind="prompt"),
     Schema(("question",), lambda columns: _prompt(_question(columns)), kind="prompt"),
-    Schema(("instruction",), lambda columns: _prompt(_instruction(columns)), ("input",), "prompt"),
+    Schema(("instruction",), lambda columns: _prompt(_instruction(columns)), ("input",), kind="prompt"),
     Schema(("transcript",), lambda columns: _prompt(columns.open_conversation("transcript")), kind="prompt"),
     Schema(("chosen",), lambda columns: _prompt(columns.open_conversation("chosen")), kind="prompt"),
 )
@@ -197,6 +214,8 @@ class RowConverter(Generic[R]):
         self._choices: dict[str, str] = dict(settings.choices or {})
         self._probabilities = ProbabilityCheck(self._columns.get("probability", "probability"))
         self._schemas: list[Schema[R]] = _possible_schemas(schemas, settings)
+        placeholders = (column for parts in self._templates.values() for _, column in parts if column)
+        self._read = {*settings.columns.values(), *placeholders}
 
     def check_source(self) -> None:
         """After the last row: check what only all of them together can tell.
@@ -213,13 +232,29 @@ class RowConverter(Generic[R]):
             UserError: the row is malformed.
             UnusableRowError: it is well-formed and gives no record.
         """
+        row = {name: value for name, value in row.items() if name in self._read or name not in self._ignored}
         values = self._values(row)
         for schema in self._schemas:
             if all(name in values for name in schema.needs):
+                self._refuse_unread(values, (*schema.needs, *schema.may))
                 found = self._found(schema, row, values)
                 self._probabilities.see(found.values, where)
-                return schema.build(found)
+                return _usable(schema.build(found), found)
         raise _no_schema(self._schemas, row, values)
+
+    def _refuse_unread(self, values: Row, names: Sequence[str]) -> None:
+        """Check that no column is passed over which says something to the model.
+
+        Raises:
+            UserError: there is one that holds anything.
+        """
+        for name in _CHANGES_PROMPTS:
+            if name not in names and name not in self._read and not says_nothing(values.get(name)):
+                raise UserError(
+                    f"the column `{name}` would be part of the prompt, and nothing reads it",
+                    fix=f"Put it into the messages, or into a text (`templates: {{prompt: ...}}`); `ignore: "
+                    f"[{name}]` in the source goes without it.",
+                )
 
     def _found(self, schema: Schema[R], row: Row, values: Mapping[str, Any]) -> Columns:
         """What `schema` takes of a row, and what else the row may say of its answers."""
@@ -234,11 +269,15 @@ class RowConverter(Generic[R]):
             names=self._columns,
             others={} if schema.kind == "prompt" else stated(row, frozenset(read), self._ignored),
             choices=self._choices,
+            beside={name: values[name] for name in (*_ANSWERS, TOOLS) if name in values},
         )
 
     def _values(self, row: Row) -> dict[str, Any]:
         """The row's columns and, over them, what `columns` and `templates` name; without null values."""
         values = {name: value for name, value in row.items() if value is not None}
+        for field, alias in _ALIASES.items():
+            if field not in values and is_messages(values.get(alias)):
+                values[field] = values[alias]
         for field, column in self._columns.items():
             values[field] = _column(row, column, f"columns.{field}")
         for field, parts in self._templates.items():
@@ -247,8 +286,26 @@ class RowConverter(Generic[R]):
                 for literal, column in parts
             )
         if self._columnar:
-            _parse_cells(values)
+            parse_cells(values)
+        for field in _CONVERSATIONS:
+            if self._columnar and field in values:
+                values[field] = without_nulls(values[field])
+            if field in values:
+                values[field] = without_keys(values[field], self._ignored)
         return values
+
+
+def _usable(made: R, columns: Columns) -> R:
+    """The record, if its prompt is one.
+
+    Raises:
+        UnusableRowError: it is text and the row offers tools, or it ends with an answer.
+    """
+    if isinstance(made.prompt, str) and not says_nothing(columns.beside.get(TOOLS)):
+        raise UnusableRowError("tools for a prompt that is text")
+    if not isinstance(made.prompt, str) and made.prompt[-1].role == "assistant":
+        raise UnusableRowError("prompt ends with an answer")
+    return made
 
 
 def _possible_schemas(schemas: Sequence[Schema[R]], settings: SourceSettings) -> list[Schema[R]]:
@@ -303,29 +360,6 @@ def _printable(row: Row, column: str, setting: str) -> str:
         fix = "A template takes text and numbers; use `columns` for lists."
         raise UserError(f"column `{column}`, which `{setting}` names, is {kind(value)}", fix=fix)
     return str(value)
-
-
-def _parse_cells(values: dict[str, Any]) -> None:
-    """Turn JSON text in the fields that hold lists and numbers into those; empty text into no value."""
-    for name in _STRUCTURED:
-        cell = values.get(name)
-        if not isinstance(cell, str):
-            continue
-        if not cell.strip():
-            del values[name]
-            continue
-        try:
-            values[name] = json.loads(cell)
-        except json.JSONDecodeError as error:
-            fix = "Write lists and numbers as JSON in this column."
-            at = f"line {error.lineno}, column {error.colno}" if "\n" in cell else f"column {error.colno}"
-            raise UserError(f"`{name}` is not JSON at {at} of the cell: {error.msg}", fix=fix) from None
-    ranks = values.get("ranks")
-    if isinstance(ranks, list):
-        values["ranks"] = [
-            int(rank) if isinstance(rank, str) and rank.isascii() and rank.isdigit() else rank
-            for rank in ranks
-        ]
 
 
 def _no_schema(schemas: Sequence[Schema[R]], row: Row, values: Row) -> UserError:

@@ -9,12 +9,14 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from rlhf.data.columns import UnusableRowError, kind
+from rlhf.data.columns import UnusableRowError
 from rlhf.data.counts import READ, RecordCounts
+from rlhf.data.messages import kind
+from rlhf.data.prompt_form import NOTE, Form, as_conversation, form_of, split_key
 from rlhf.data.readers import COLUMNAR, file_rows, hub_rows, local_file, parse_json
-from rlhf.data.records import Demonstration, Prompt, Ranking, prompt_key
+from rlhf.data.records import Demonstration, Prompt, Ranking
 from rlhf.data.schemas import DEMONSTRATIONS, PROMPTS, RANKINGS, Row, RowConverter, Schema
 from rlhf.errors import UserError
 from rlhf.hub import local_model_folder
@@ -39,36 +41,39 @@ LEFT_OUT = "left out by weights"
 
 
 def read_demonstrations(
-    sources: Sequence[SourceSettings], *, seed: int, run_folder: Path
+    sources: Sequence[SourceSettings], *, seed: int, run_folder: Path, form: Form | Literal["auto"] = "text"
 ) -> tuple[list[Demonstration], RecordCounts]:
     """The demonstrations of all sources, mixed by weight, in the order of the sources.
+
+    `form` says what becomes of prompts that are text, where a source does not: they stay, or become messages
+    (`auto`: if any prompt of these sources is a conversation). See rlhf.data.prompt_form.
 
     Raises:
         UserError: a missing or malformed file or record (with its location), or nothing that can be used.
     """
-    return _read_all(sources, DEMONSTRATIONS, seed=seed, run_folder=run_folder)
+    return _read_all(sources, DEMONSTRATIONS, seed=seed, run_folder=run_folder, form=form)
 
 
 def read_rankings(
-    sources: Sequence[SourceSettings], *, seed: int, run_folder: Path
+    sources: Sequence[SourceSettings], *, seed: int, run_folder: Path, form: Form | Literal["auto"] = "text"
 ) -> tuple[list[Ranking], RecordCounts]:
     """The rankings of all sources, mixed by weight, in the order of the sources.
 
     Raises:
         UserError: as `read_demonstrations`.
     """
-    return _read_all(sources, RANKINGS, seed=seed, run_folder=run_folder)
+    return _read_all(sources, RANKINGS, seed=seed, run_folder=run_folder, form=form)
 
 
 def read_prompts(
-    sources: Sequence[SourceSettings], *, seed: int, run_folder: Path
+    sources: Sequence[SourceSettings], *, seed: int, run_folder: Path, form: Form | Literal["auto"] = "text"
 ) -> tuple[list[Prompt], RecordCounts]:
     """The prompts of all sources, mixed by weight, in the order of the sources.
 
     Raises:
         UserError: as `read_demonstrations`.
     """
-    return _read_all(sources, PROMPTS, seed=seed, run_folder=run_folder)
+    return _read_all(sources, PROMPTS, seed=seed, run_folder=run_folder, form=form)
 
 
 def source_fingerprints(name: str, sources: Sequence[SourceSettings], *, run_folder: Path) -> dict[str, str]:
@@ -127,18 +132,21 @@ def model_identity(path: str, revision: str | None) -> str:
     return f"hub:{path}@{revision or 'main'}"
 
 
-def split_by_prompt(records: Sequence[R], *, fraction: float, seed: int) -> tuple[list[R], list[R]]:
+def split_by_prompt(
+    records: Sequence[R], *, fraction: float, seed: int, form: Form | None = None
+) -> tuple[list[R], list[R]]:
     """Training and held-out records; no prompt is on both sides, and about `fraction` of them are held out.
 
     A prompt's side is decided by SHA-256 of the seed and the prompt alone, so it is the same in every stage,
     source and order. With `fraction` > 0 and two prompts or more, neither side is empty: if all fall on one
-    side, the one nearest to the border is moved.
+    side, the one nearest to the border is moved. `form` is the run's, by default that of these records: in it
+    a text and the same text as one message of the user are one prompt.
     """
     if not 0.0 <= fraction < 1.0:
         raise ValueError(f"the held-out fraction must be in [0, 1), not {fraction}")
-    place = {
-        key: _unit_interval(f"{seed}|{key}") for key in {prompt_key(record.prompt) for record in records}
-    }
+    form = form or form_of(records)
+    keys = [split_key(record.prompt, form) for record in records]
+    place = {key: _unit_interval(f"{seed}|{key}") for key in set(keys)}
     held_out = {key for key, value in place.items() if value < fraction}
     if fraction > 0 and len(place) >= 2:
         if not held_out:
@@ -146,13 +154,18 @@ def split_by_prompt(records: Sequence[R], *, fraction: float, seed: int) -> tupl
         elif len(held_out) == len(place):
             held_out.remove(max(place, key=place.__getitem__))
     sides: tuple[list[R], list[R]] = ([], [])
-    for record in records:
-        sides[prompt_key(record.prompt) in held_out].append(record)
+    for record, key in zip(records, keys, strict=True):
+        sides[key in held_out].append(record)
     return sides
 
 
 def _read_all(
-    sources: Sequence[SourceSettings], schemas: Sequence[Schema[R]], *, seed: int, run_folder: Path
+    sources: Sequence[SourceSettings],
+    schemas: Sequence[Schema[R]],
+    *,
+    seed: int,
+    run_folder: Path,
+    form: Form | Literal["auto"],
 ) -> tuple[list[R], RecordCounts]:
     if not sources:
         raise UserError(
@@ -164,6 +177,12 @@ def _read_all(
         raise UserError("this source has no weight, and others have one", where=unweighted, fix=fix)
     counts = RecordCounts()
     pools = [_read_one(source, schemas, run_folder=run_folder, counts=counts) for source in sources]
+    if form == "auto":
+        form = form_of([record for pool in pools for record in pool])
+    pools = [
+        _in_form(source.text_prompts or form, pool, _label(source), counts)
+        for source, pool in zip(sources, pools, strict=True)
+    ]
     takes = _mixture([source.weight for source in sources], [len(pool) for pool in pools])
     records: list[R] = []
     for number, (source, pool, take) in enumerate(zip(sources, pools, takes, strict=True)):
@@ -209,6 +228,14 @@ def _read_one(
         fix = "Check the source's `columns`, `templates` and `transcripts`."
         raise UserError(f"none of its {own.read()} records can be used ({reasons})", where=name, fix=fix)
     return kept
+
+
+def _in_form(form: Form, records: list[R], label: str, counts: RecordCounts) -> list[R]:
+    """The records with text prompts as they are or, counted, as what a user says."""
+    if form == "text":
+        return records
+    counts.note(label, NOTE, sum(isinstance(record.prompt, str) for record in records))
+    return [as_conversation(record) for record in records]
 
 
 def _mixture(weights: Sequence[float | None], sizes: Sequence[int]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Text ↔ token ids: the only caller of chat templates and of the tokenizer's own special tokens.
+"""Text ↔ token ids: what a chat template renders, and the tokenizer's own special tokens.
 
 What every stage relies on:
 
@@ -7,18 +7,20 @@ What every stage relies on:
   kind begin whatever they encode with a space, so a completion cannot simply be encoded by itself: see
   `_continuation`.
 - A completion ends with one end-of-sequence token (EOS), so that the policy learns to end.
-- Text in the data that reads like a special token ("</s>") stays text: it cannot end or forge a turn.
+- Text in the data that reads like a special token ("</s>") stays text: it cannot end or forge a turn. Tags
+  that a template reads in messages ("<think>", "</think>") are what they are in a sampled response: tokens.
 
 A tokenizer is one of transformers, of any kind; one that drops characters it does not know keeps doing so.
 """
 
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal
 
 from rlhf.data.records import Message, Turns
 from rlhf.errors import UserError
+from rlhf.model.rendering import marked, render, render_answer, template_text
 from rlhf.settings.groups import LengthSettings, SamplingSettings
 
 Outcome = Literal["kept", "truncated", "dropped"]
@@ -27,6 +29,8 @@ Policy = Literal["error", "drop", "truncate_left"]
 _ANCHORS = ("\n", "a", ".")
 _NUM_CONTEXT = 16  # how a token decodes depends on its neighbours at most, and on being the first
 _FIRST_NONCHARACTER = 0xFDD0  # of Unicode: a code point that no text has
+_TAG = re.compile(r"</?([A-Za-z_][\w:-]*)>")
+_SPEAKERS = ("system", "user", "assistant", "tool", "human", "bot", "model", "developer")
 
 
 def encode_prompt(tokenizer: Any, prompt: str | Turns) -> list[int]:
@@ -41,7 +45,7 @@ def encode_prompt(tokenizer: Any, prompt: str | Turns) -> list[int]:
         ids = _encode_pieces(tokenizer, _cut(prompt, _special_tokens(tokenizer)), _leading_ids(tokenizer))
     else:
         mark, turns = _marked(tokenizer, prompt)
-        ids = _encode_pieces(tokenizer, _render(tokenizer, turns, open_answer=True).split(mark), [])
+        ids = _encode_pieces(tokenizer, render(tokenizer, turns, open_answer=True).split(mark), [])
     if not ids:
         fix = "Leave out empty prompts, or choose a tokenizer that begins every text with a token."
         raise UserError("a prompt has no tokens", fix=fix)
@@ -51,7 +55,7 @@ def encode_prompt(tokenizer: Any, prompt: str | Turns) -> list[int]:
 def encode_completion(
     tokenizer: Any,
     prompt: str | Turns,
-    completion: str,
+    completion: str | Message,
     *,
     prompt_ids: Sequence[int] | None = None,
     eos: Sequence[int] = (),
@@ -68,19 +72,12 @@ def encode_completion(
     ends = tuple(eos) or eos_ids(tokenizer)
     if prompt_ids is None:
         prompt_ids = encode_prompt(tokenizer, prompt)
+    answer = Message("assistant", completion) if isinstance(completion, str) else completion
     if isinstance(prompt, str):
-        pieces = _cut(completion, _special_tokens(tokenizer))
+        pieces = _cut(answer.content, _special_tokens(tokenizer))
     else:
-        mark, turns = _marked(tokenizer, (*prompt, Message("assistant", completion)))
-        opened = _render(tokenizer, turns[:-1], open_answer=True)
-        answered = _render(tokenizer, turns, open_answer=False)
-        if not answered.startswith(opened):
-            raise UserError(
-                "it changes what stands before an answer once the answer is there",
-                where="chat template",
-                fix="Set `model.chat_template` to one whose generation prompt begins an answered turn.",
-            )
-        pieces = answered.removeprefix(opened).split(mark)
+        mark, turns = _marked(tokenizer, (*prompt, answer))
+        pieces = render_answer(tokenizer, turns, ends=ends).split(mark)
     ids = _encode_pieces(tokenizer, pieces, prompt_ids)[len(prompt_ids) :]
     if isinstance(prompt, str):
         return [*ids, ends[0]]
@@ -105,13 +102,23 @@ def continuation_ids(tokenizer: Any, before: Sequence[int], text: str) -> list[i
     return _encode_pieces(tokenizer, pieces, before)[len(before) :]
 
 
+def reads_like_tokens(tokenizer: Any, text: str) -> bool:
+    """Whether a text holds what would be a special token, if texts could hold any."""
+    return len(_cut(text, _special_tokens(tokenizer))) > 1
+
+
 def prompt_text(prompt: str | Turns) -> str:
     """A prompt as people and scorers read it: its text, a lone message's, or "role: content" of each."""
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1:
-        return prompt[0].content
-    return "\n\n".join(f"{message.role}: {message.content}" for message in prompt)
+        return _readable(prompt[0])
+    return "\n\n".join(f"{message.role}: {_readable(message)}" for message in prompt)
+
+
+def _readable(message: Message) -> str:
+    """What a message says, its tool calls and the like included."""
+    return "\n".join(part for part in (message.content, message.more) if part)
 
 
 def eos_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
@@ -258,14 +265,29 @@ def _continuation(tokenizer: Any, before: Sequence[int], text: str) -> list[int]
     return candidates[min(1, len(candidates) - 1)]
 
 
-def _special_tokens(tokenizer: Any, template: str = "") -> list[str]:
-    """Texts that the tokenizer, or this chat template, gives a meaning of their own."""
-    added = tokenizer.added_tokens_decoder.values()
-    return [
-        token.content
-        for token in added
-        if token.special or (token.content.strip() and token.content in template)
-    ]
+def _special_tokens(tokenizer: Any, template: str = "", *, by_assistant: bool = False) -> list[str]:
+    """Texts that the tokenizer, or this chat template, gives a meaning of their own.
+
+    Not so the tags that the template reads in messages, with an end tag each: a response that holds them is
+    drawn as these tokens, and what it says is parted by them.
+    """
+    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+    found = []
+    for text, is_special in added.items():
+        is_named = bool(text.strip()) and text in template
+        is_tag = is_named and _is_tag(tokenizer, text, added) and (by_assistant or not is_special)
+        if (is_special or is_named) and not is_tag:
+            found.append(text)
+    return found
+
+
+def _is_tag(tokenizer: Any, text: str, added: Collection[str]) -> bool:
+    """Whether the token is one of a pair `<x>`, `</x>`, neither of which begins or ends texts or turns."""
+    match = _TAG.fullmatch(text)
+    if match is None or match[1] in _SPEAKERS:
+        return False
+    own = (tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token)
+    return all(tag in added and tag not in own for tag in (f"<{match[1]}>", f"</{match[1]}>"))
 
 
 def _cut(text: str, special_tokens: Iterable[str]) -> list[str]:
@@ -287,37 +309,15 @@ def _cut(text: str, special_tokens: Iterable[str]) -> list[str]:
 
 def _marked(tokenizer: Any, turns: Turns) -> tuple[str, Turns]:
     """A character that is in none of the messages, and the messages with it wherever they are to be cut."""
-    everything = "".join(message.role + message.content for message in turns)
+    everything = "".join(message.role + message.content + message.more for message in turns)
     mark = next(chr(code) for code in itertools.count(_FIRST_NONCHARACTER) if chr(code) not in everything)
-    special = _special_tokens(tokenizer, _template(tokenizer))
+    template = template_text(tokenizer)
+    special = {
+        by_assistant: _special_tokens(tokenizer, template, by_assistant=by_assistant)
+        for by_assistant in (False, True)
+    }
 
-    def marked(text: str) -> str:
-        return mark.join(_cut(text, special))
+    def marked_text(turn: Message, text: str) -> str:
+        return mark.join(_cut(text, special[turn.role == "assistant"]))
 
-    return mark, tuple(Message(marked(turn.role), marked(turn.content)) for turn in turns)
-
-
-def _template(tokenizer: Any) -> str:
-    if tokenizer.chat_template is None:
-        raise UserError(
-            "a prompt is a conversation, and the tokenizer has no chat template",
-            where="chat template",
-            fix="Set `model.chat_template`; or, for transcripts, `transcripts: text` in the source.",
-        )
-    return str(tokenizer.chat_template)
-
-
-def _render(tokenizer: Any, turns: Turns, *, open_answer: bool) -> str:
-    from jinja2 import TemplateError
-
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_answer)
-    except (TemplateError, ValueError) as error:
-        roles = ", ".join(turn.role for turn in turns)
-        raise UserError(
-            f"it refuses a conversation of {roles} ({error})",
-            where="chat template",
-            fix="Set `model.chat_template` to one that takes such conversations, or leave them out.",
-        ) from error
-    return str(text)
+    return mark, marked(turns, marked_text)

@@ -65,6 +65,8 @@ class Manifest(JsonFile):
     config_hash: str
     """Hash of the settings and inputs that the results depend on; their values are in `stage.json`."""
     seed: int
+    date: str | None = None
+    """The day that chat templates wrote, if they wrote one; None in older manifests."""
     git_revision: str | None
     git_dirty: bool | None
     packages: dict[str, str]

@@ -22,6 +22,7 @@ from typing import Any, Literal, Self
 
 from rlhf.environment import has_ranks, is_rank0
 from rlhf.errors import UserError
+from rlhf.runs.date import date_of_stage, freeze_date, run_date
 from rlhf.runs.files import (
     PARTIAL,
     files_under,
@@ -70,6 +71,7 @@ class StageRun:
         self.folder = recipe.run_folder / record.stage
         self._record = record
         self._locks = locks
+        freeze_date(record.date, given=recipe.model.date)
 
     @staticmethod
     def open(
@@ -131,6 +133,12 @@ class StageRun:
             (self.folder / _CONFIG).unlink(missing_ok=True)
             (self.folder / STAGE_FILE).unlink(missing_ok=True)
             put_back(self.folder)
+
+    @property
+    def date(self) -> str:
+        """The day on which the run began."""
+        assert self._record.date is not None
+        return self._record.date
 
     def drop_replaced(self) -> None:
         """Delete what `--clean` has set aside: the inputs are read, and new results begin to appear.
@@ -204,6 +212,7 @@ class StageRun:
                 stage=self.stage,
                 config_hash=self._record.config_hash,
                 seed=self.recipe.run.seed,
+                date=run_date().isoformat(),
                 git_revision=revision,
                 git_dirty=dirty,
                 packages=package_versions(),
@@ -245,6 +254,7 @@ def _begin_alone(
             _say_up_to_date(folder)
             locks.close()
             return None
+        record = record.model_copy(update={"date": date_of_stage(folder)})
         _begin(folder, recipe, record, resuming=state == "begun")
     except BaseException:
         locks.close()
@@ -260,14 +270,15 @@ def _begin_together(
 
     begun: list[StageRun | None] = []
 
-    def begin() -> bool | None:
+    def begin() -> tuple[bool, str] | None:
         begun.append(_begin_alone(recipe, record, reads=reads, clean=clean, accept=accept))
-        return None if begun[0] is None else begun[0].resuming
+        return None if begun[0] is None else (begun[0].resuming, begun[0].date)
 
-    resuming = world().run_on_rank0(begin)
-    if begun or resuming is None:
+    outcome = world().run_on_rank0(begin)
+    if begun or outcome is None:
         return begun[0] if begun else None
-    return StageRun(recipe, record, Locks(), resuming=resuming)
+    resuming, date = outcome
+    return StageRun(recipe, record.model_copy(update={"date": date}), Locks(), resuming=resuming)
 
 
 def _accept_changes(folder: Path, record: StageFile, names: Collection[str]) -> None:
@@ -278,7 +289,8 @@ def _accept_changes(folder: Path, record: StageFile, names: Collection[str]) -> 
     differences = before.differences(record)
     if differences and before.differs_only_in(record, names):
         with storing(folder):
-            write_atomic(folder / STAGE_FILE, record.to_json())
+            same_day = record.model_copy(update={"date": date_of_stage(folder)})
+            write_atomic(folder / STAGE_FILE, same_day.to_json())
         print(
             f"warning: {record.stage}: {'; '.join(differences)} since this stage began; what was made before "
             "that stays as it is",

@@ -18,6 +18,8 @@ class StageFile(JsonFile):
     config_hash: str
     settings: dict[str, Any]
     inputs: dict[str, str]
+    date: str | None = None
+    """The day on which the run began, which its chat templates write: see `rlhf.runs.date`."""
     details: dict[str, str] | None = None
     """Inputs that records of earlier versions do not have (None there): not compared with those."""
 

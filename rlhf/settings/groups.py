@@ -1,5 +1,6 @@
 """Groups of settings: frozen, typed, checked at construction; a field's docstring is its help text."""
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -106,7 +107,13 @@ class ModelSettings(Settings):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
     chat_template: str | None = None
-    """Jinja chat template that overrides the tokenizer's own."""
+    """Chat template that overrides the tokenizer's own: a name (`chatml`), a file, or Jinja text.
+
+    A file is sought from the working directory and from the recipe's folder: a template, a
+    `tokenizer_config.json`, or a model's folder.
+    """
+    date: str | None = setting(None, pattern=r"^\d{4}-\d\d-\d\d$")
+    """The day that a chat template writes into prompts, if it writes one; unset: that of the run's start."""
     trust_remote_code: bool = False
     """Run code that comes with a hub model. Leave off unless you have read that code."""
 
@@ -114,6 +121,12 @@ class ModelSettings(Settings):
     def _one_origin(self) -> "ModelSettings":
         if (self.path is None) == (self.scratch is None):
             raise ValueError("give either `path` (a model) or `scratch` (sizes of a new one)")
+        return self
+
+    @model_validator(mode="after")
+    def _a_day(self) -> "ModelSettings":
+        if self.date is not None:
+            date.fromisoformat(self.date)
         return self
 
 
@@ -138,7 +151,10 @@ class LengthSettings(Settings):
     max_tokens: int | None = setting(None, ge=2)
     """Prompt and completion together; unset means the model's context."""
     over_length: Literal["error", "drop", "truncate_left"] = "error"
-    """`truncate_left` removes the beginning of the prompt, never a token of the completion."""
+    """`truncate_left` removes a conversation's oldest turns, or the beginning of a plain prompt.
+
+    It never takes a token of the completion, a system message, or part of a turn.
+    """
 
 
 class SamplingSettings(Settings):
@@ -171,10 +187,19 @@ class SourceSettings(Settings):
     """Our field → text with `{column}` place-holders: `{prompt: "Question: {question}\\nAnswer:"}`."""
     choices: dict[str, Literal["first", "second", "tie", "neither"]] | None = None
     """What the values of the field `better` mean, in a pair of answers: `{"0": first, "1": second}`."""
-    ignore: list[str] | None = None
-    """Columns that say nothing of which answer is better or good, although their names sound like it."""
     transcripts: Literal["text", "messages"] = "text"
     """Whether a "\\n\\nHuman: … \\n\\nAssistant: …" transcript stays plain text or becomes messages."""
+    text_prompts: Literal["text", "messages"] | None = None
+    """Whether a prompt that is text stays bare, or is one message of the user (a transcript: its messages).
+
+    Unset: messages, where the SFT stage's demonstrations have any conversation.
+    """
+    ignore: list[str] | None = None
+    """Columns, and keys of messages, to go without: `[name]`.
+
+    Else a row is refused where one of them would be part of the prompt, or sounds as if it said which answer
+    is better or good, and is not understood.
+    """
     weight: float | None = setting(None, gt=0)
     """Share of the mixture, relative to the other sources' weights; unset everywhere means all records."""
     limit: int | None = setting(None, ge=1)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import UserError
+from rlhf.settings.chat_templates import resolve_chat_template
 from rlhf.settings.check import check, unknown_key
 from rlhf.settings.groups import STAGES, ModelSettings, RunSettings, S, Settings, TrackingSettings
 from rlhf.settings.yaml_files import apply_override, read_yaml
@@ -86,7 +87,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
             raise unknown_key((name,), [*shared, *STAGES], path, lines)
     for name in [*shared, *(s for s in STAGES if s in values)]:
         schema = shared.get(name) or importlib.import_module(f"{name}.config").SECTION
-        checked[name] = check(schema, values.get(name), (name,), path, lines)
+        checked[name] = with_chat_templates(check(schema, values.get(name), (name,), path, lines), name, path)
     run, tracking, model = (checked.pop(name) for name in shared)
     assert isinstance(run, RunSettings)
     assert isinstance(tracking, TrackingSettings)
@@ -104,6 +105,24 @@ def load_settings(path: Path, schema: type[S], *, what: str) -> S:
     checked = check(schema, values, (), path, lines)
     assert isinstance(checked, schema)
     return checked
+
+
+def with_chat_templates(settings: S, name: str, path: Path) -> S:
+    """The settings called `name`, of the recipe `path`, with every `chat_template` as the text of one.
+
+    Raises:
+        UserError: one is neither a known name nor a file nor a template.
+    """
+    changes: dict[str, Any] = {}
+    for key in type(settings).model_fields:
+        value = getattr(settings, key)
+        if isinstance(value, Settings):
+            inner = with_chat_templates(value, f"{name}.{key}", path)
+            if inner is not value:
+                changes[key] = inner
+        elif key == "chat_template" and value is not None:
+            changes[key] = resolve_chat_template(value, setting=f"{name}.{key}", folders=(path.parent,))
+    return settings.model_copy(update=changes) if changes else settings
 
 
 def _semantic(settings: Settings) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def test_an_output_that_exists_is_kept(run_folder: Path) -> None:
         ({"prompt": "w1", "completions": []}, "at least one"),
         ({"prompt": "w1", "completion": 3}, "a completion is text"),
         ({"completion": " w2"}, "`prompt` is neither"),
-        ({"prompt": [{"role": "user"}], "completion": " w2"}, "`prompt` is neither"),
+        ({"prompt": [{"role": "user"}], "completion": " w2"}, "message 1 of `prompt` has no `content`"),
         ({"prompt": [{"role": "user", "content": "w1"}], "completion": " w2"}, "chat template"),
         ({"prompt": "w1 " * 30, "completion": " w2"}, "24"),
     ],

@@ -43,13 +43,28 @@ def test_what_is_too_long_is_dropped_and_counted() -> None:
     assert short.counts.truncated() == 0
 
 
-def test_truncation_takes_the_beginning_of_the_prompt_and_is_counted() -> None:
-    whole = encoder().encode(RECORDS[:1])[0]
+def test_truncation_takes_the_beginning_of_a_text_and_is_counted() -> None:
+    record = Demonstration(prompt="Question 1? Question 2?", completion=" Answer 1.")
+    whole = encoder().encode([record])[0]
     short = encoder(whole.num_tokens - 2, "truncate_left")
-    (cut,) = short.encode(RECORDS[:1])
+    (cut,) = short.encode([record])
     assert cut.completion_ids == whole.completion_ids
     assert cut.prompt_ids == [TOKENIZER.bos_token_id, *whole.prompt_ids[3:]]
     assert (short.counts.truncated(), short.counts.dropped()) == (1, {})
+
+
+def test_truncation_takes_whole_turns_after_the_system_message_and_is_counted() -> None:
+    old = (Message("user", "Question 1? " * 9), Message("assistant", "Answer 1."))
+    system, last = Message("system", "Answer 2."), Message("user", "Question 2?")
+    long = Demonstration(prompt=(system, *old, last), completion="Answer 3.")
+    expected = encoder().encode([Demonstration(prompt=(system, last), completion="Answer 3.")])[0]
+    for room in (expected.num_tokens, encoder().encode([long])[0].num_tokens - 1):
+        short = encoder(room, "truncate_left")
+        assert short.encode([long]) == [expected]
+        assert (short.counts.truncated(), short.counts.dropped()) == (1, {})
+    shorter = encoder(expected.num_tokens - 1, "truncate_left")
+    assert shorter.encode([long]) == []
+    assert (shorter.counts.truncated(), sum(shorter.counts.dropped().values())) == (0, 1)
 
 
 def test_a_completion_is_never_cut() -> None:

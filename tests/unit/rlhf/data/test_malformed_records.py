@@ -91,8 +91,8 @@ from tests.unit.rlhf.data.rows import (
         (DEMONSTRATION, {"question": None, "answer": "a"}, "3: `question` is null\n  Fill it in"),
         (
             DEMONSTRATION,
-            {"messages": [message("user", None)]},
-            "`content` of message 1 of `messages` is null",
+            {"messages": [{"role": "user", "content": 5}]},
+            "`content` of message 1 of `messages` is a number",
         ),
         (DEMONSTRATION, {"text": "p"}, "the record has no known schema"),
         (DEMONSTRATION, {"prompt": 5, "completion": "c"}, "`prompt` is a number, not text or messages"),

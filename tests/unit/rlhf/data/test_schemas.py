@@ -22,7 +22,7 @@ from tests.unit.rlhf.data.rows import (
     ("row", "prompt", "completion"),
     [
         ({"prompt": "2 + 2 =", "completion": " 4"}, "2 + 2 =", " 4"),
-        ({"prompt": "Hi", "completion": [message("assistant", "Ho")]}, "Hi", "Ho"),
+        ({"prompt": "Hi", "completion": [message("assistant", "Ho")]}, (Message("user", "Hi"),), "Ho"),
         ({"prompt": TALK_MESSAGES, "completion": "La."}, TURNS, "La."),
         ({"prompt": TALK_MESSAGES, "completion": [message("assistant", "La.")]}, TURNS, "La."),
         ({"messages": [*TALK_MESSAGES, message("assistant", "La.")]}, TURNS, "La."),

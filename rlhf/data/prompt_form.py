@@ -1,0 +1,82 @@
+"""Whether a run's prompts that are text stay text or are what a user says: one decision for all its stages.
+
+A model that was tuned on conversations answers in a chat template. A prompt that another source has as text
+would reach it bare; it is the same prompt, and is given to it as one message of the user. What the SFT stage
+read decides; a source's `text_prompts` decides otherwise.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from rlhf.data.columns import transcript_as_messages
+from rlhf.data.records import Demonstration, Message, Prompt, Ranking, Turns, prompt_key
+from rlhf.runs.manifest import MANIFEST, Manifest
+
+Form = Literal["text", "messages"]
+FORM = "prompt_form"
+"""Its key among the record counts in the SFT stage's manifest."""
+NOTE = "text as one user message"
+
+R = TypeVar("R", bound=Prompt | Demonstration | Ranking)
+
+
+def form_of(records: Sequence[Prompt | Demonstration | Ranking]) -> Form:
+    """`messages` if any prompt is a conversation."""
+    return "text" if all(isinstance(record.prompt, str) for record in records) else "messages"
+
+
+def noted_form(run_folder: Path) -> Form | None:
+    """What the finished SFT stage notes; None: there is none, or it is older than such notes."""
+    path = run_folder / "sft" / MANIFEST
+    noted = Manifest.read(path).accounts.get(FORM) if path.is_file() else None
+    forms: dict[str, Form] = {"text": "text", "messages": "messages"}
+    return forms.get(str(noted))
+
+
+def form_of_run(run_folder: Path) -> Form:
+    """What becomes of text prompts in the stages after SFT: they stay as they are where it notes nothing."""
+    return noted_form(run_folder) or "text"
+
+
+def split_key(prompt: str | Turns, form: Form) -> str:
+    """What decides on which side of a split a prompt is, in a run of this form: that of its text or messages.
+
+    The same for a text and for a message of the user with this text: one source may have as the one what
+    another has as the other.
+    """
+    if form == "messages":
+        return prompt_key(conversation_of(prompt))
+    if not isinstance(prompt, str) and prompt == (Message("user", prompt[0].content),):
+        return prompt_key(prompt[0].content)
+    return prompt_key(prompt)
+
+
+def warn_of_other_form(stage: str, records: Sequence[Prompt | Ranking], run_folder: Path) -> None:
+    """Say on stderr that conversations come to a model whose demonstrations were all bare text."""
+    number = sum(not isinstance(record.prompt, str) for record in records)
+    if number and noted_form(run_folder) == "text":
+        what = f"{number:,} of {len(records):,} prompts are conversations, and SFT knew none: the model"
+        print(f"warning: {stage}: {what} has not seen its chat template in this run", file=sys.stderr)
+
+
+def as_conversation(record: R) -> R:
+    """The record with its prompt as a conversation; white space around its texts, which parted them, goes."""
+    if not isinstance(record.prompt, str):
+        return record
+    changes: dict[str, object] = {"prompt": conversation_of(record.prompt)}
+    if isinstance(record, Demonstration):
+        changes["completion"] = record.completion.lstrip()
+    elif isinstance(record, Ranking):
+        changes["completions"] = tuple(completion.lstrip() for completion in record.completions)
+    changed: R = replace(record, **changes)  # type: ignore[arg-type]  # of the fields named above
+    return changed
+
+
+def conversation_of(prompt: str | Turns) -> Turns:
+    """A transcript as its messages, any other text as one message of the user."""
+    if not isinstance(prompt, str):
+        return prompt
+    return transcript_as_messages(prompt) or (Message("user", prompt.strip()),)
