@@ -159,7 +159,7 @@ def run_iteration(name: str, device: str, peak: PeakMemory | None = None) -> dic
         recipe = recipe_of(name, Path(folder))
         network = _network(Path(folder)).to(device)
     settings = cast(PPOSettings, recipe.section("ppo"))
-    backbone = Backbone(network, _tokenizer(), "")
+    backbone = Backbone(network, _tokenizer(network.config.vocab_size), "")
     reward = build_roles(backbone, settings, reward_folder=None, base_sha256="", seed=0)
     updater = Updater(backbone, settings, seed=0)
     num = settings.rollouts_per_iteration
@@ -238,12 +238,13 @@ def _network(folder: Path) -> Any:
     return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
 
 
-def _tokenizer() -> Any:
-    """A tokenizer of few words: responses are decoded, and nothing depends on what they say."""
+def _tokenizer(num_words: int) -> Any:
+    """A tokenizer of so many words: responses are decoded, and nothing depends on what they say."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
-    words = {"<pad>": 0, "<bos>": 1, "<eos>": 2, "<unk>": 3, "word": 4}
+    words = {"<pad>": 0, "<bos>": 1, "<eos>": 2, "<unk>": 3}
+    words |= {f"w{i}": i for i in range(len(words), num_words)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"

@@ -21,7 +21,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 def tokenizer() -> PreTrainedTokenizerBase:
     """All that a backbone asks of its tokenizer before it sees text."""
-    return cast(PreTrainedTokenizerBase, SimpleNamespace(eos_token_id=0, pad_token_id=0))
+    return cast(PreTrainedTokenizerBase, SimpleNamespace(eos_token_id=0, pad_token_id=0, get_vocab=dict))
 
 
 def quantize(network: Any, precision: str) -> None:

@@ -115,8 +115,11 @@ class PPOSettings(Settings):
     """Which policy is published: that of the last iteration, or the best one that was evaluated."""
     sample_table_every: int = setting(10, semantic=False, ge=0)
     """Iterations between two tables of rollouts; 0 writes none."""
-    export_merged: bool = False
-    """Also publish base + policy merged into one plain model, `ppo/merged`."""
+    export_merged: bool = setting(False, semantic=False)
+    """Also write base + policy merged into one plain model, `ppo/merged`.
+
+    This is a step of its own after the policy is published: if it fails, the same command repeats it alone.
+    """
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "PPOSettings":

@@ -10,21 +10,19 @@ from torch import Tensor
 from ppo.config import PPOSettings
 from ppo.experience import final_scores
 from ppo.prompts import Key, PromptSet, Requests
-from ppo.rollout import RolloutScorer, Sampler, Scored, score_tokens
+from ppo.rollout import RolloutScorer, Sampler, Scored
 from rlhf.data.scorers import Scorer
 from rlhf.data.scores import mean_of_finite, num_not_finite
 from rlhf.errors import UserError
-from rlhf.model.backbone import REFERENCE, Backbone
+from rlhf.model.backbone import REFERENCE
 from rlhf.model.weights import gathered_weights
 from rlhf.parallel.world import world
-from rlhf.sampling.rollouts import from_lists
 from rlhf.statistics.evaluation import best_of_n_kl, distinct_n
 
 # Shapes: B rollouts, T response tokens; P prompts, S samples of each, G groups of N samples.
 
 EVALUATION = 2**40
 """In place of the iteration in a noise key: no training rollout shares an evaluation's noise."""
-_NUM_GAP_ROWS = 32
 
 
 @dataclass(frozen=True)
@@ -141,21 +139,6 @@ def finite_mean(values_B: Tensor, *, what: str = "score", where: str = "ppo.rewa
             fix="Fix the scorer that ppo.reward names, or train the stage that the model comes from again.",
         )
     return float(finite.mean())
-
-
-def merged_gap(scored: Scored, merged: Backbone, settings: PPOSettings) -> dict[str, float]:
-    """How far `merged` is from the policy that drew `scored`: |Δ log-probability|, nats per token.
-
-    An adapter trained on a quantized base is another policy on full-precision weights; merging into bf16
-    rounds. At most the first `_NUM_GAP_ROWS` responses are compared, on the CPU, where `merged` is.
-    """
-    compared = scored.rollouts.select(range(min(_NUM_GAP_ROWS, len(scored.rollouts))))
-    rollouts = from_lists(compared.prompt_lists(), compared.response_lists(), merged)
-    ours_BT = scored.logprobs_BT[: len(compared), : compared.response_ids_BT.shape[1]].cpu()
-    theirs_BT = score_tokens(merged, rollouts, settings, role=REFERENCE)
-    gap_BT = (ours_BT - theirs_BT).abs()
-    gap_N = gap_BT[rollouts.response_mask_BT & ours_BT.isfinite()]
-    return {"merged_gap_nats_mean": float(gap_N.mean()), "merged_gap_nats_max": float(gap_N.max())}
 
 
 def side_by_side(

@@ -9,13 +9,15 @@ import math
 
 from ppo.config import PPOSettings
 from ppo.data import Prompts, load_prompts
-from ppo.evaluate import Evaluation, Evaluator, merged_gap, side_by_side
+from ppo.evaluate import Evaluation, Evaluator, side_by_side
 from ppo.experience import Experience, compute_advantages
 from ppo.keeper import Keeper, RunState
 from ppo.kl import adapt
+from ppo.merge import MERGED, Drawn, merge_policy
 from ppo.metrics import IterationTimer, describe, named, named_held_out, report, summary
 from ppo.models import POLICY, build_roles
 from ppo.prompts import PromptSchedule
+from ppo.publish import write_policy
 from ppo.rollout import RolloutScorer, Sampler, Scored
 from ppo.sampler_gap import check_sampler_gap
 from ppo.update import Updater
@@ -29,7 +31,7 @@ from rlhf.parallel.start import start_process
 from rlhf.parallel.world import world
 from rlhf.runs.manifest import require
 from rlhf.runs.progress import print_result, progress
-from rlhf.runs.stage import StageRun, Writer
+from rlhf.runs.stage import StageRun
 from rlhf.runs.tracker import Tracker, track
 from rlhf.settings.recipe import Recipe
 
@@ -212,34 +214,27 @@ def finish(ppo: PPO, keeper: Keeper, stage: StageRun, tracker: Tracker, before: 
     metrics = summary(before, after, best, settings)
     columns, rows = side_by_side(before, after, settings.evaluation.num_table_rows)
     tracker.table("ppo/before_after", columns, rows, step=last_iteration)
-    outputs: dict[str, Writer] = {
-        "model": lambda folder: ppo.backbone.export_adapter(
-            POLICY, folder, task_type="CAUSAL_LM", base_path="sft/model"
-        )
-    }
     results = report(before, after, best)
     if settings.publish == "best":
         metrics["published_iteration"] = float(published)
         results.append(("published", f"the policy of iteration {published}"))
-    if settings.export_merged:
-        metrics |= world().run_on_rank0(lambda: _merge(ppo, after, outputs))
-        results.append(("merged, from the policy", f"{metrics['merged_gap_nats_mean']:.1e} nats per token"))
+    results.append(("policy adapter", str(stage.folder / "model")))
     manifest = stage.publish(
-        outputs, metrics=metrics, counts=ppo.data.counts.to_json(), wandb_url=tracker.url
+        write_model=lambda folder: write_policy(ppo.backbone, folder),
+        metrics=metrics,
+        counts=ppo.data.counts.to_json(),
+        wandb_url=tracker.url,
     )
+    if settings.export_merged:
+        drawn = Drawn(after.scored.rollouts, after.scored.logprobs_BT)
+        again = stage.next_command("ppo")
+        gap = world().run_on_rank0(lambda: merge_policy(ppo.backbone, drawn, settings, manifest, again=again))
+        metrics |= gap
+        if gap:
+            results.append(("merged, from the policy", f"{gap['merged_gap_nats_mean']:.1e} nats per token"))
+            results.append(("merged model", str(stage.folder / MERGED)))
     tracker.finish(named(metrics) | {"artifact_sha256": manifest.artifact_sha256})
-    print_result(
-        "ppo",
-        [*results, ("policy adapter", str(stage.folder / "model"))],
-        next_command=stage.next_command("chat"),
-    )
-
-
-def _merge(ppo: PPO, after: Evaluation, outputs: dict[str, Writer]) -> dict[str, float]:
-    """Make the merged policy one of the outputs; returns how far it is from the policy itself."""
-    merged = ppo.backbone.merged(POLICY)
-    outputs["merged"] = merged.save
-    return merged_gap(after.scored, merged, ppo.settings)
+    print_result("ppo", results, next_command=stage.next_command("chat"))
 
 
 def _show_rollouts(scored: Scored, tracker: Tracker, *, step: int) -> None:

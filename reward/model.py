@@ -19,9 +19,9 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from rlhf.errors import UserError
-from rlhf.model.adapters import load_score_head
 from rlhf.model.backbone import REFERENCE, Backbone
 from rlhf.model.batching import TokenBatch, token_batches
+from rlhf.model.stored_adapter import load_score_head
 from rlhf.model.weights import gathered_weights, run_pass
 from rlhf.parallel.world import world
 from rlhf.runs.files import sha256_file

@@ -3,10 +3,8 @@
 from pathlib import Path
 
 from reward.model import CARD_FILE, ROLE, RewardCard
+from rlhf.model.adapters import BASE_PATH
 from rlhf.model.backbone import Backbone
-
-BASE_PATH = "sft/model"
-"""Where the base is, seen from the run folder, which can be moved."""
 
 
 def write_model(backbone: Backbone, card: RewardCard, folder: Path) -> None:
@@ -27,13 +25,19 @@ tags: [reward-model, lora]
 
 # Reward model
 
-A LoRA adapter with a scalar head on the run's SFT model. It opens in plain transformers and peft, from the
-run folder (the one that holds `sft/` and `reward/`), wherever that is now:
+A LoRA adapter with a scalar head on the run's SFT model, for plain transformers and peft. The run folder (the
+one that holds `sft/` and `reward/`) can be moved; the adapter names its base as seen from there,
+`{BASE_PATH}`. From any working directory, give both paths:
 
 ```python
-tokenizer = AutoTokenizer.from_pretrained("reward/model")
-model = AutoPeftModelForSequenceClassification.from_pretrained("reward/model", num_labels=1)
+run = "..."  # the run folder
+tokenizer = AutoTokenizer.from_pretrained(f"{{run}}/reward/model")
+base = AutoModelForSequenceClassification.from_pretrained(f"{{run}}/sft/model", num_labels=1)
+model = PeftModel.from_pretrained(base, f"{{run}}/reward/model")
 ```
+
+From the run folder itself, the base is found alone:
+`AutoPeftModelForSequenceClassification.from_pretrained("reward/model", num_labels=1)`.
 
 `model(**batch).logits` is the *raw* score of each row: prompt, completion and its end-of-sequence token
 (id {ids}), together at most {card.max_tokens} tokens. Higher is better, and only differences between

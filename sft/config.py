@@ -54,7 +54,7 @@ class SFTSettings(Settings):
     eval_every_steps: int = setting(0, semantic=False, ge=0)
     """Optimizer steps between two evaluations of the held-out loss; 0 evaluates before and after only."""
     checkpoint_every_steps: int = setting(200, semantic=False, ge=0)
-    """Optimizer steps between two checkpoints; 0 writes none, except when the process is preempted."""
+    """Optimizer steps between two checkpoints; 0 writes none but after the last step, and when preempted."""
     keep_checkpoints: int = setting(2, semantic=False, ge=1)
     """Newest checkpoints that are kept, besides the one with the lowest held-out loss."""
     num_samples: int = setting(32, semantic=False, ge=0)

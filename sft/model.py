@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -21,11 +19,18 @@ from transformers import (
 from rlhf.errors import UserError
 from rlhf.model.agreement import check_agreement, say_how_far_it_sees
 from rlhf.model.architecture import context_length
+from rlhf.model.causality import check_causal
 from rlhf.model.chat import eos_ids
-from rlhf.model.loading import check_model_path, loading, loading_weights, quiet_transformers
+from rlhf.model.loading import (
+    check_model_path,
+    check_whole_model,
+    embedding_rows,
+    loading,
+    loading_weights,
+    quiet_transformers,
+)
 from rlhf.model.logits import OutputHead
-from rlhf.parallel.deepspeed.gather import gathered
-from rlhf.parallel.deepspeed.sharded import whole_shape
+from rlhf.model.vocabulary import ADDED_PAD, add_pad, check_vocabulary, unsampled_ids
 from rlhf.settings.groups import ModelSettings, SamplingSettings
 from sft import scratch
 from sft.config import SFTSettings
@@ -48,6 +53,26 @@ class Start:
     def context(self) -> int:
         """Tokens that the model can see."""
         return context_length(self.model.config)
+
+
+def check_tokenizer(model: ModelSettings) -> None:
+    """Check, before any data is read and without the weights, that the tokenizer fits the model.
+
+    Raises:
+        UserError: there is no such model, or a token has no row in its embedding.
+    """
+    if model.path is None:
+        return
+    quiet_transformers()
+    check_model_path(model.path, revision=model.revision)
+    common: dict[str, Any] = {"revision": model.revision, "trust_remote_code": model.trust_remote_code}
+    with loading("tokenizer", model.path):
+        tokenizer = AutoTokenizer.from_pretrained(model.path, **common)
+    with loading("model", model.path):
+        config: Any = AutoConfig.from_pretrained(model.path, **common)
+    num_rows = getattr(config.get_text_config(), "vocab_size", None)
+    if num_rows is not None:
+        check_vocabulary(tokenizer, num_rows, where=f"model.path={model.path}")
 
 
 def start(model: ModelSettings, settings: SFTSettings, *, texts: Iterable[str], seed: int) -> Start:
@@ -76,39 +101,27 @@ def choose_pad(start: Start, used_ids: Iterable[int]) -> int:
     """An id to pad with that cannot be the last token of a response, made the tokenizer's own.
 
     Plain transformers finds the last token of a sequence to classify by `input_ids != pad_token_id`, so a pad
-    that is an EOS would hide the EOS that was really there. In order of preference: the tokenizer's own pad,
-    its unknown token, its BOS, and the highest id that occurs in no demonstration (special tokens first); an
-    EOS is none of them.
+    that is an EOS would hide the EOS that was really there. And a pad is a special token, which decoding
+    leaves out, so that it is no word. In order of preference: the tokenizer's own pad, its unknown token, its
+    BOS, the highest special token that occurs in no demonstration (an EOS is none of them), and a new one.
+
+    Raises:
+        UserError: a new one has no room in the embedding, which cannot grow.
     """
     tokenizer = start.tokenizer
-    num_rows = whole_shape(start.model.get_input_embeddings().weight)[0]
+    num_rows = embedding_rows(start.model)
     named = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
     special = [
         i for i, token in sorted(tokenizer.added_tokens_decoder.items(), reverse=True) if token.special
     ]
     used = set(used_ids)
-    unused = (i for i in (*special, *range(min(num_rows, len(tokenizer)) - 1, -1, -1)) if i not in used)
-    for candidate in (*named, *unused):
+    for candidate in (*named, *(i for i in special if i not in used)):
         if candidate is not None and candidate not in start.eos_ids and 0 <= candidate < num_rows:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(candidate)
             return int(candidate)
-    raise AssertionError("every token occurs in the demonstrations or is an EOS")
-
-
-def merge(model: Any) -> Any:
-    """The plain model, with LoRA's update added to its weights in fp32 and rounded once to their own type."""
-    if not isinstance(model, PeftModel):
-        return model
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, LoraLayer):
-                layer: Any = module
-                weight = layer.get_base_layer().weight
-                with gathered(layer.parameters(), writer=0):
-                    for name in layer.lora_A:
-                        update = layer.get_delta_weight(name).float()
-                        weight.copy_((weight.float() + update).to(weight.dtype))
-    return model.unload()
+    pad = add_pad(tokenizer, start.model)
+    print(f"sft: the tokenizer has no pad token: it gets {ADDED_PAD}, id {pad}, which is never sampled")
+    return pad
 
 
 def set_tokens(start: Start, model: Any, *, pad_id: int, sampling: SamplingSettings) -> None:
@@ -119,6 +132,8 @@ def set_tokens(start: Start, model: Any, *, pad_id: int, sampling: SamplingSetti
     config.bos_token_id = tokenizer.bos_token_id
     config.eos_token_id = _one_or_list(start.eos_ids)
     model.config.use_cache = True
+    # What our sampler never draws (`rlhf.model.vocabulary`), transformers does not draw either.
+    unsampled = unsampled_ids(tokenizer, embedding_rows(model), eos_ids=start.eos_ids)
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=_one_or_list(start.eos_ids),
@@ -128,6 +143,7 @@ def set_tokens(start: Start, model: Any, *, pad_id: int, sampling: SamplingSetti
         top_k=0,
         top_p=1.0,
         max_new_tokens=sampling.max_response_tokens,
+        suppress_tokens=unsampled or None,
     )
 
 
@@ -192,7 +208,7 @@ def _load(settings: ModelSettings, dtype: torch.dtype | str) -> tuple[Any, Any]:
     common: dict[str, Any] = {"revision": settings.revision, "trust_remote_code": settings.trust_remote_code}
     with loading("tokenizer", settings.path):
         tokenizer = AutoTokenizer.from_pretrained(settings.path, **common)
-    with loading("model", settings.path), _in_parts(settings, dtype):
+    with loading("model", settings.path, settings=settings), _in_parts(settings, dtype):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             settings.path,
             dtype=dtype,
@@ -214,6 +230,10 @@ def _load(settings: ModelSettings, dtype: torch.dtype | str) -> tuple[Any, Any]:
             where=f"model.path={settings.path}",
             fix="Give a model with a language-model head, not a bare encoder or a classifier.",
         )
+    where = f"model.path={settings.path}"
+    check_whole_model(where, model)
+    check_vocabulary(tokenizer, embedding_rows(model), where=where)
+    check_causal(model, where=where)
     return model, tokenizer
 
 

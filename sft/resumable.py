@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from trl import SFTTrainer
 
+from rlhf.errors import UserError
+from rlhf.parallel.deepspeed.sharded import whole_shape
 from rlhf.parallel.world import world
 from rlhf.runs import checkpoints
 from rlhf.runs.checkpoints import Best, Checkpoint
@@ -132,7 +134,21 @@ class Trainer(SFTTrainer):
     # Resuming.
 
     def resume_from(self, found: Checkpoint) -> None:
-        """Let `train` continue after the checkpoint's step."""
+        """Let `train` continue after the checkpoint's step.
+
+        Raises:
+            UserError: it holds a weight of another shape.
+        """
+        for name, parameter in self.named.items():
+            stored = found.tensors.get(f"weights.{name}")
+            if stored is not None and stored.shape != whole_shape(parameter):
+                # A tokenizer without a pad token now gets one, and the embedding a row: earlier ones did not.
+                raise UserError(
+                    f"the checkpoint is of another model: `{name}` has the shape {tuple(stored.shape)}, "
+                    f"and {tuple(whole_shape(parameter))} here",
+                    where=str(self.folder),
+                    fix="Begin the stage again: `make sft CLEAN=1` (`--clean`).",
+                )
         self._found = found
         self.guard.restore(found.state)
         self.best = Best(**found.state["best"])

@@ -125,4 +125,5 @@ class StepCallback(TrainerCallback):
         """Whether the settings ask for a checkpoint after this step."""
         every = self.settings.checkpoint_every_steps
         step = state.global_step
-        return bool(every) and (step % every == 0 or step >= state.max_steps)
+        # After the last step always: evaluation, merging and publishing are still to come, and may fail.
+        return step >= state.max_steps or (bool(every) and step % every == 0)

@@ -17,6 +17,7 @@ from rlhf.data.sources import read_demonstrations, read_prompts
 from rlhf.errors import UserError
 from rlhf.model.backbone import Backbone
 from rlhf.model.chat import check_room
+from rlhf.model.merging import merge
 from rlhf.parallel.deepspeed.sharded import assemble, convert
 from rlhf.parallel.start import start_process
 from rlhf.runs import checkpoints
@@ -31,7 +32,16 @@ from rlhf.training.nonfinite import NotFiniteError
 from sft.config import SFTSettings
 from sft.data import Encoder, Examples, texts
 from sft.evaluate import COLUMNS, Samples, held_out_metrics, sample_answers
-from sft.model import Start, choose_pad, merge, published_dtype, set_tokens, start, training_precision, write
+from sft.model import (
+    Start,
+    check_tokenizer,
+    choose_pad,
+    published_dtype,
+    set_tokens,
+    start,
+    training_precision,
+    write,
+)
 from sft.packing import check_packing
 from sft.steps import StepCallback
 from sft.trainer import build_trainer
@@ -80,6 +90,7 @@ def prepare(recipe: Recipe, settings: SFTSettings) -> Prepared:
         UserError: from the data, the model, a demonstration that does not fit, or samples that cannot.
     """
     seed, run_folder = recipe.run.seed, recipe.run_folder
+    check_tokenizer(recipe.model)
     records, counts = list[Demonstration](), RecordCounts()
     if settings.demonstrations:
         records, counts = read_demonstrations(

@@ -1,32 +1,35 @@
-"""LoRA adapters (2106.09685) on a plain model: where they go, how they are made, read, written and merged.
+"""LoRA adapters (2106.09685) on a plain model: where they go, how they are made, filled and written.
 
 An adapter leaves as a plain PEFT folder, `adapter_config.json` and `adapter_model.safetensors`.
 """
 
+import contextlib
 import json
 import math
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import save_file
+from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from rlhf.errors import UserError
 from rlhf.model.architecture import decoder_layers, has_conv1d, linear_modules
+from rlhf.model.stored_adapter import CONFIG, PREFIX, WEIGHTS, StoredAdapter
 from rlhf.settings.groups import LoraSettings
 
-_WEIGHTS = "adapter_model.safetensors"
-_CONFIG = "adapter_config.json"
-_PREFIX = "base_model.model."
-"""What PEFT puts before the names of an adapter's tensors."""
+BASE_PATH = "./sft/model"
+"""The base of a published adapter, seen from the run folder, which can be moved.
+
+The dot says that it is a folder: `sft/model` alone is the name of a repository on the hub, which PEFT would
+ask for wherever the folder is not found.
+"""
 
 
 # ---- where they go --------------------------------------------------------------------------------------
@@ -37,15 +40,19 @@ class LoraPlaces:
     """Where adapters can be in a model. Read before there are any, which wrap the modules named here."""
 
     linear_names: frozenset[str]
-    """Last name components of the linear layers that LoRA may wrap: all but the output head."""
+    """`_target_name` of the linear layers that LoRA may wrap: all but the output head."""
     num_layers: int
     is_transposed: bool
     """Whether the plain model keeps its weights as (inputs, outputs)."""
+    head_name: str
+    """The output head's, which gets no adapter."""
 
     @staticmethod
     def of(model: Any) -> "LoraPlaces":
-        names = frozenset(_last_name(name) for name in linear_modules(model))
-        return LoraPlaces(names, len(decoder_layers(model)), has_conv1d(model))
+        names = frozenset(_target_name(name) for name in linear_modules(model))
+        head = model.get_output_embeddings()
+        head_name = next((name for name, module in model.named_modules() if module is head), "")
+        return LoraPlaces(names, len(decoder_layers(model)), has_conv1d(model), head_name)
 
     def config(self, settings: LoraSettings, *, where: str, **more: Any) -> LoraConfig:
         """PEFT's configuration of an adapter with the `settings` at `where`.
@@ -53,6 +60,8 @@ class LoraPlaces:
         Raises:
             UserError: a target module, or more top layers, than the model has.
         """
+        # PEFT goes by the ends of names, and the head's may also be another layer's.
+        is_ambiguous = _target_name(self.head_name) in self.linear_names
         return LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT only divides by the rank
@@ -61,6 +70,7 @@ class LoraPlaces:
             lora_dropout=0.0,
             bias="none",
             fan_in_fan_out=self.is_transposed,
+            exclude_modules=[self.head_name] if is_ambiguous else None,
             **more,
         )
 
@@ -86,7 +96,7 @@ def adapted_modules(model: Any, settings: LoraSettings, *, where: str) -> list[A
     found: dict[str, list[Any]] = {}
     for part in parts:
         for name, module in linear_modules(model, part).items():
-            found.setdefault(_last_name(name), []).append(module)
+            found.setdefault(_target_name(name), []).append(module)
     targets = _targets(settings, found, where=where)
     return [module for target in targets for module in found[target]]
 
@@ -121,8 +131,16 @@ def _check_top_layers(top_layers: int, num_layers: int, *, where: str) -> None:
         )
 
 
-def _last_name(name: str) -> str:
-    return name.rpartition(".")[2]
+def _target_name(name: str) -> str:
+    """The last component of a module's name, with those before it as long as they are numbers.
+
+    PEFT takes a module whose name ends so: a lone "0", of a layer in a list, would be every list's first.
+    """
+    parts = name.split(".")
+    start = len(parts) - 1
+    while start > 0 and parts[start].isdigit():
+        start -= 1
+    return ".".join(parts[start:])
 
 
 # ---- making them ----------------------------------------------------------------------------------------
@@ -130,20 +148,44 @@ def _last_name(name: str) -> str:
 
 def inject(model: PreTrainedModel, name: str, config: LoraConfig, *, seed: int) -> None:
     """Put a new adapter on `model`, drawn from `seed`. PEFT leaves it in a state of its own."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), without_advice():
         torch.manual_seed(seed)
+        try:
+            inject_adapter_in_model(config, model, adapter_name=name)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"PEFT cannot put the adapter `{name}` on this model ({error})",
+                where=type(model).__name__,
+                fix="Use the adapter with the base it was trained on, or name other `target_modules`.",
+            ) from error
+
+
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """Inside the block PEFT does not warn of what is meant here."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-        inject_adapter_in_model(config, model, adapter_name=name)
+        # It has written a pattern for stacked experts itself, and then looks for modules of that name.
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
+        yield
 
 
 def adapter_parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter]:
-    """Parameter by PEFT's name for it (without the adapter's own name) of one adapter."""
-    return {
-        key.replace(f".{name}.", "."): parameter
-        for key, parameter in model.named_parameters()
-        if ".lora_" in key and f".{name}." in key
-    }
+    """Parameter by PEFT's name for it (without the adapter's own name) of one adapter.
+
+    In the order in which the model holds them. A module of the base may be called as the adapter is: so what
+    belongs to an adapter is asked of the layers that hold it, and never read from a name.
+    """
+    keys: dict[int, str] = {}
+    for path, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        for part in ("lora_A", "lora_B"):
+            pairs: nn.ModuleDict = getattr(layer, part)
+            if name in pairs:
+                keys |= {id(p): f"{path}.{part}.{key}" for key, p in pairs[name].named_parameters()}
+    return {keys[id(p)]: p for p in model.parameters() if id(p) in keys}
 
 
 def lora_layers(model: nn.Module) -> list[LoraLayer]:
@@ -170,86 +212,26 @@ def init_head(head: nn.Linear, *, seed: int) -> None:
 # ---- reading them ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class StoredAdapter:
-    """An adapter in a folder, written by `write_adapter` or by PEFT."""
-
-    folder: Path
-    settings: Mapping[str, Any]
-    """PEFT's, as the folder holds them."""
-    tensors: Mapping[str, Tensor]
-
-    @staticmethod
-    def read(folder: Path) -> "StoredAdapter":
-        """Read a folder.
-
-        Raises:
-            UserError: it holds no adapter, or one that is not LoRA.
-        """
-        config_file = folder / _CONFIG
-        weights_file = folder / _WEIGHTS
-        if not config_file.is_file() or not weights_file.is_file():
-            raise UserError(
-                f"no adapter here ({_CONFIG} and {_WEIGHTS})",
-                where=str(folder),
-                fix="Give the folder that a finished stage published.",
-            )
-        settings = json.loads(config_file.read_text(encoding="utf-8"))
-        if settings.get("peft_type") != "LORA":
-            raise UserError(
-                f"a {settings.get('peft_type')} adapter; only LoRA is known",
-                where=str(folder),
-                fix="Give a LoRA adapter.",
-            )
-        return StoredAdapter(folder, settings, load_file(weights_file))
-
-    def lora_settings(self, num_layers: int) -> LoraSettings:
-        """Its settings, on a base of so many layers."""
-        targets = self.settings["target_modules"]
-        layers = self.settings.get("layers_to_transform")
-        return LoraSettings(
-            rank=self.settings["r"],
-            alpha=self.settings["lora_alpha"],
-            target_modules=targets if isinstance(targets, str) else sorted(targets),
-            top_layers=num_layers - min(layers) if layers else None,
-        )
-
-    def copy_into(self, model: PreTrainedModel, name: str) -> None:
-        """Give the adapter `name` of `model` the weights of this one; a head is left alone.
-
-        Raises:
-            UserError: they are not of the adapter's shapes.
-        """
-        wanted = adapter_parameters(model, name)
-        given = {k.removeprefix(_PREFIX): v for k, v in self.tensors.items() if "lora_" in k}
-        if {k: v.shape for k, v in wanted.items()} != {k: v.shape for k, v in given.items()}:
-            raise UserError(
-                "the adapter's tensors do not fit on this base model",
-                where=str(self.folder),
-                fix="Use the adapter with the base it was trained on, or train it again.",
-            )
-        set_peft_model_state_dict(model, given, adapter_name=name)
-
-
-def load_score_head(head: nn.Linear, folder: Path) -> None:
-    """Copy the `score` of a published sequence-classification adapter into `head`.
+def copy_stored(stored: StoredAdapter, model: PreTrainedModel, name: str) -> None:
+    """Give the adapter `name` of `model` the weights of a stored one.
 
     Raises:
-        UserError: the adapter carries no score, or one of another width.
+        UserError: the adapter has other modules or shapes.
     """
-    tensors = StoredAdapter.read(folder).tensors
-    scores = [tensor for key, tensor in tensors.items() if key.endswith("score.weight")]
-    if len(scores) != 1 or scores[0].shape != head.weight.shape:
+    wanted = adapter_parameters(model, name)
+    given = stored.lora_tensors
+    if {k: v.shape for k, v in wanted.items()} != {k: v.shape for k, v in given.items()}:
         raise UserError(
-            "the adapter has no score head that fits this base",
-            where=str(folder),
-            fix="Train a reward model first.",
+            "the adapter's tensors do not fit on this base model",
+            where=str(stored.folder),
+            fix="Use the adapter with the base it was trained on, or train it again.",
         )
     with torch.no_grad():
-        head.weight.copy_(scores[0])
+        for key, parameter in wanted.items():
+            parameter.copy_(given[key])
 
 
-# ---- writing and merging them ---------------------------------------------------------------------------
+# ---- writing them ---------------------------------------------------------------------------------------
 
 
 def write_adapter(
@@ -260,16 +242,18 @@ def write_adapter(
     `head`, a scalar head, goes along as the `score` of a sequence-classification model; it must have no bias,
     because PEFT's has none.
     """
-    tensors = get_peft_model_state_dict(model, adapter_name=name)
-    tensors = {f"{_PREFIX}{k}": v.detach().cpu().contiguous() for k, v in tensors.items()}
+    # PEFT's own `get_peft_model_state_dict` tells adapters apart by their names anywhere in a key, and so
+    # loses what is on a module that is called as another adapter is (`attention.value`).
+    parameters = adapter_parameters(model, name)
+    tensors = {f"{PREFIX}{k}": v.detach().cpu().contiguous() for k, v in parameters.items()}
     if head is not None:
         assert isinstance(head, nn.Linear)
         assert head.bias is None
-        tensors[f"{_PREFIX}score.weight"] = head.weight.detach().cpu().clone()
+        tensors[f"{PREFIX}score.weight"] = head.weight.detach().cpu().clone()
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     config.save_pretrained(str(folder))
-    _sort_targets(folder / _CONFIG)
+    _sort_targets(folder / CONFIG)
 
 
 def _sort_targets(file: Path) -> None:
@@ -278,23 +262,3 @@ def _sort_targets(file: Path) -> None:
     if isinstance(values["target_modules"], list):
         values["target_modules"].sort()
     file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-@torch.no_grad()
-def add_updates(name: str, adapted: Iterable[tuple[str, nn.Module]], plain: nn.Module) -> None:
-    """Add the adapter `name` of the `adapted` modules to the weights of `plain`, the base that they are on.
-
-    The sum is made in fp32 and rounded once.
-    """
-    modules: dict[str, Any] = dict(plain.named_modules())
-    for key, layer in adapted:
-        if isinstance(layer, LoraLayer) and name in layer.lora_A:
-            weight = modules[key].weight
-            down = layer.lora_A[name]
-            up = layer.lora_B[name]
-            assert isinstance(down, nn.Linear)
-            assert isinstance(up, nn.Linear)
-            update = (up.weight @ down.weight * layer.scaling[name]).float().cpu()
-            # A quantized layer does not say which way round the plain model keeps its weight.
-            update = update.T if isinstance(modules[key], Conv1D) else update
-            weight.copy_((weight.float() + update).to(weight.dtype))

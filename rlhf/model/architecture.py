@@ -4,12 +4,15 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.pytorch_utils import Conv1D
 
 _UNLIMITED = 2**31
+_READS_WEIGHTS = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+"""Architectures whose fused kernels read `out_proj`'s weight, past any adapter: PEFT refuses one there."""
 
 
 def context_length(config: Any) -> int:
@@ -82,14 +85,41 @@ def routes_tokens(config: Any) -> bool:
 
 
 def linear_modules(model: Any, part: nn.Module | None = None) -> dict[str, Any]:
-    """The linear layers of a plain model, or of a `part` of it, by name: all but the output head."""
+    """The linear layers of a plain model, or of a `part` of it, by name: all that adapters can be on.
+
+    Not among them: the output head, and what only looks like a linear layer.
+    """
     head = model.get_output_embeddings()
     searched = model if part is None else part
+    refused = "out_proj" if model.config.model_type in _READS_WEIGHTS else None
     return {
         name: module
         for name, module in searched.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not head
+        and name.rpartition(".")[2] != refused
+        and _returns_product(module)
     }
+
+
+def _returns_product(module: Any) -> bool:
+    """Whether a linear layer returns one tensor of its outputs, and not more, as a router of tokens may.
+
+    Only an architecture's own kind of layer is asked, by a pass without values.
+    """
+    if not type(module).__module__.startswith(("transformers.models.", "transformers_modules.")):
+        return True
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    without_values = {
+        name: torch.empty(getattr(value, "ds_shape", value.shape), dtype=value.dtype, device="meta")
+        for name, value in state.items()
+    }
+    inputs = torch.empty(1, module.in_features, dtype=module.weight.dtype, device="meta")
+    try:
+        output = torch.func.functional_call(module, without_values, (inputs,))
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return isinstance(output, Tensor) and output.shape[-1] == module.out_features
 
 
 def has_conv1d(model: nn.Module) -> bool:

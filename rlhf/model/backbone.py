@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from rlhf.model.adapters import add_updates, lowest_adapted
+from rlhf.model.adapters import lowest_adapted
 from rlhf.model.agreement import (
     CacheUse,
     cache_use,
@@ -40,7 +40,11 @@ from rlhf.model.layers.llama import FusedLayers
 from rlhf.model.layers.router import ForwardPass, Router
 from rlhf.model.loading import load_causal_model
 from rlhf.model.logits import OutputHead
+from rlhf.model.merging import add_adapter_to_weights
 from rlhf.model.roles import REFERENCE, AdaptedModel
+from rlhf.model.stored_adapter import StoredAdapter
+from rlhf.model.vocabulary import exclude, unsampled_ids
+from rlhf.parallel.deepspeed.sharded import whole_shape
 from rlhf.settings.groups import LoraSettings, ModelSettings, Precision
 
 # Shapes: B sequences, L tokens of a padded sequence, N selected tokens, M wanted ones, H hidden size,
@@ -79,6 +83,9 @@ class Backbone(AdaptedModel):
         self._recompute = False
         generation: GenerationConfig | None = model.generation_config
         self.eos_ids = eos_ids(tokenizer, generation)
+        num_rows = whole_shape(model.get_output_embeddings().weight)[0]
+        unsampled = unsampled_ids(tokenizer, num_rows, eos_ids=self.eos_ids)
+        self._unsampled = torch.tensor(unsampled, device=self.device) if unsampled else None
 
     @staticmethod
     def load(
@@ -142,7 +149,7 @@ class Backbone(AdaptedModel):
 
     # ---- adapters ---------------------------------------------------------------------------------
 
-    def add_adapter(self, name: str, settings: LoraSettings, *, seed: int) -> None:
+    def add_adapter(self, name: str, settings: LoraSettings | StoredAdapter, *, seed: int) -> None:
         super().add_adapter(name, settings, seed=seed)
         self.fused.adapters_changed()
         self.trunk_depth = lowest_adapted(self.layers, len(self._lora_layers))
@@ -211,15 +218,20 @@ class Backbone(AdaptedModel):
         return self._cached_decoder.new_cache()
 
     def logits(self, hidden_NH: Tensor) -> Tensor:
-        """Next-token logits (N, V) in fp32: those of the base's own forward pass."""
-        return self._output_head.logits(hidden_NH)
+        """Next-token logits (N, V) in fp32: those of the base's own forward pass.
+
+        Those of ids without a token are far below all others: see `rlhf.model.vocabulary`.
+        """
+        return exclude(self._output_head.logits(hidden_NH), self._unsampled)
 
     def logprobs(self, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float) -> Tensor:
         """Log-probability (N,) of the next token, nats, under softmax(logits / temperature).
 
         Beyond a moderate size the (N, V) logits exist one chunk at a time, in the backward pass too.
         """
-        return self._output_head.logprobs(hidden_NH, targets_N, temperature=temperature)
+        return self._output_head.logprobs(
+            hidden_NH, targets_N, temperature=temperature, excluded=self._unsampled
+        )
 
     def scalar(self, head: str, hidden_NH: Tensor) -> Tensor:
         """The head's output (N,) in fp32."""
@@ -247,8 +259,9 @@ class Backbone(AdaptedModel):
         """
         remote = self._model_settings is not None and self._model_settings.trust_remote_code
         copy = AutoModelForCausalLM.from_pretrained(self.path, dtype="auto", trust_remote_code=remote)
-        add_updates(name, self.model.named_modules(), copy)
-        return Backbone(copy, self.tokenizer, self.path)
+        config = self._config(self.adapters[name], task_type="CAUSAL_LM")
+        plain = add_adapter_to_weights(copy, name, config, self.adapter_parameters(name))
+        return Backbone(plain, self.tokenizer, self.path)
 
     def save(self, folder: Path) -> None:
         """Write the base itself as a plain model, with its tokenizer."""

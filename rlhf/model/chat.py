@@ -21,6 +21,7 @@ from typing import Any, Literal
 from rlhf.data.records import Message, Turns
 from rlhf.errors import UserError
 from rlhf.model.rendering import marked, render, render_answer, template_text
+from rlhf.model.vocabulary import word_pad
 from rlhf.settings.groups import LengthSettings, SamplingSettings
 
 Outcome = Literal["kept", "truncated", "dropped"]
@@ -218,9 +219,19 @@ def _encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def _decode(tokenizer: Any, ids: Sequence[int], *, skip_special: bool = True) -> str:
+    if skip_special and word_pad(tokenizer) is not None:
+        # The pad is a word too, and as a special token it would vanish from texts.
+        ids = [token for token in ids if token not in _dropped(tokenizer)]
+        skip_special = False
     return str(
         tokenizer.decode(list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False)
     )
+
+
+def _dropped(tokenizer: Any) -> set[int]:
+    """Ids of special tokens, which are no text, without a pad that is a word."""
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return (special | set(tokenizer.all_special_ids)) - {word_pad(tokenizer)}
 
 
 def _leading_ids(tokenizer: Any) -> list[int]:
@@ -271,7 +282,9 @@ def _special_tokens(tokenizer: Any, template: str = "", *, by_assistant: bool = 
     Not so the tags that the template reads in messages, with an end tag each: a response that holds them is
     drawn as these tokens, and what it says is parted by them.
     """
-    added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+    decoder = tokenizer.added_tokens_decoder
+    pad = word_pad(tokenizer)
+    added = {token.content: token.special for number, token in decoder.items() if number != pad}
     found = []
     for text, is_special in added.items():
         is_named = bool(text.strip()) and text in template

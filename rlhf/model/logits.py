@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from rlhf.model.layers.logprobs import token_logprobs
 from rlhf.model.layers.remainder import Remainder
+from rlhf.model.vocabulary import exclude
 from rlhf.parallel.deepspeed.sharded import whole_shape
 
 # Shapes: N tokens, H hidden size, V vocabulary.
@@ -46,14 +47,18 @@ class OutputHead:
         logits = self._remainder(flat_NH).float()
         return logits.reshape(*hidden_NH.shape[:-1], logits.shape[-1])
 
-    def logprobs(self, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float) -> Tensor:
+    def logprobs(
+        self, hidden_NH: Tensor, targets_N: Tensor, *, temperature: float, excluded: Tensor | None = None
+    ) -> Tensor:
         """Log-probability (N,) of the next token, nats, under softmax(logits / temperature).
 
-        Beyond a moderate size the (N, V) logits exist one chunk at a time, in the backward pass too.
+        Ids in `excluded` have no probability: see `rlhf.model.vocabulary`. Beyond a moderate size the (N, V)
+        logits exist one chunk at a time, in the backward pass too.
         """
 
         def one(hidden: Tensor, targets: Tensor) -> Tensor:
-            return -F.cross_entropy(self.logits(hidden) / temperature, targets, reduction="none")
+            logits_NV = exclude(self.logits(hidden), excluded)
+            return -F.cross_entropy(logits_NV / temperature, targets, reduction="none")
 
         vocab_size = whole_shape(self._model.get_output_embeddings().weight)[0]
         needs_grad = torch.is_grad_enabled() and hidden_NH.requires_grad
@@ -64,7 +69,12 @@ class OutputHead:
             return torch.cat(
                 [
                     token_logprobs(
-                        hidden.to(weight_VH.dtype), weight_VH, targets, temperature=temperature, keep=keep
+                        hidden.to(weight_VH.dtype),
+                        weight_VH,
+                        targets,
+                        temperature=temperature,
+                        keep=keep,
+                        excluded=excluded,
                     )
                     for hidden, targets in chunks
                 ]

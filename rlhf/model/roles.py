@@ -13,22 +13,24 @@ their parameter groups never notice. Dropout is off in every role, in training t
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
+from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import PreTrainedModel
 
 from rlhf.model.adapters import (
     LoraPlaces,
-    StoredAdapter,
     adapter_parameters,
+    copy_stored,
     inject,
     lora_layers,
     write_adapter,
 )
 from rlhf.model.layers.lora import patch_lora_forward
+from rlhf.model.stored_adapter import StoredAdapter
 from rlhf.settings.groups import LoraSettings
 
 # Shapes: H hidden size.
@@ -43,7 +45,8 @@ class AdaptedModel(nn.Module):
         super().__init__()
         self.model = model.requires_grad_(False).eval()
         self.heads = nn.ModuleDict()
-        self.adapters: dict[str, LoraSettings] = {}
+        self.adapters: dict[str, LoraSettings | StoredAdapter] = {}
+        """What each adapter was made from."""
         self._lora_places = LoraPlaces.of(model)
         self._lora_layers: list[LoraLayer] = []
         self._role = REFERENCE
@@ -90,16 +93,15 @@ class AdaptedModel(nn.Module):
 
     # ---- adapters and heads -----------------------------------------------------------------------
 
-    def add_adapter(self, name: str, settings: LoraSettings, *, seed: int) -> None:
+    def add_adapter(self, name: str, settings: LoraSettings | StoredAdapter, *, seed: int) -> None:
         """Add a fresh LoRA adapter (B = 0: it starts as the base), kept in fp32.
 
         Raises:
-            UserError: `target_modules` names a module that the base does not have.
+            UserError: `target_modules` names a module that the base does not have, or PEFT refuses it.
         """
         if name in self.adapters or name == REFERENCE:
             raise ValueError(f"adapter {name!r} exists")
-        config = self._lora_places.config(settings, where="lora")
-        inject(self.model, name, config, seed=seed)
+        inject(self.model, name, self._config(settings), seed=seed)
         self._lora_layers = lora_layers(self.model)
         for layer in self._lora_layers:
             patch_lora_forward(layer)
@@ -122,11 +124,12 @@ class AdaptedModel(nn.Module):
         """Add the adapter that `export_adapter` (or PEFT) wrote into `folder`; heads in it are left alone.
 
         Raises:
-            UserError: the folder holds no LoRA adapter, or one that does not fit on this base.
+            UserError: the folder holds no plain LoRA adapter, or one that does not fit on this base.
         """
         stored = StoredAdapter.read(folder)
-        self.add_adapter(name, stored.lora_settings(self._lora_places.num_layers), seed=0)
-        stored.copy_into(self.model, name)
+        stored.check_not_on(self._lora_places.head_name)
+        self.add_adapter(name, stored, seed=0)
+        copy_stored(stored, self.model, name)
 
     def adapter_parameters(self, name: str) -> dict[str, nn.Parameter]:
         """Parameter by PEFT's name for it (without the adapter's own name) of one adapter."""
@@ -169,9 +172,8 @@ class AdaptedModel(nn.Module):
         With `head`, the scalar head goes along as the `score` of a sequence-classification model; it must
         have no bias, because PEFT's has none.
         """
-        config = self._lora_places.config(
+        config = self._config(
             self.adapters[name],
-            where="lora",
             task_type=task_type,
             base_model_name_or_path=base_path,
             modules_to_save=["score"] if head is not None else None,
@@ -179,6 +181,12 @@ class AdaptedModel(nn.Module):
         )
         module = None if head is None else self.heads[head]
         write_adapter(self.model, name, config, folder, head=module)
+
+    def _config(self, source: LoraSettings | StoredAdapter, **more: Any) -> LoraConfig:
+        """PEFT's configuration of an adapter that is made from `source`."""
+        if isinstance(source, StoredAdapter):
+            return source.config(**more)
+        return self._lora_places.config(source, where="lora", **more)
 
 
 def _disable_dropout(model: nn.Module) -> None:

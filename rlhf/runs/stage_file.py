@@ -8,6 +8,8 @@ from rlhf.runs.manifest import JsonFile
 
 _UNSET = "unset"
 _MAX_SHOWN = 60
+_NOT_COMPARED = frozenset({"ppo.export_merged"})
+"""Settings in older files that change nothing of what their stage publishes: see `rlhf.runs.derived`."""
 
 
 class StageFile(JsonFile):
@@ -28,7 +30,7 @@ class StageFile(JsonFile):
         was = _flat(self.settings)
         new = _flat(now.settings)
         found = []
-        for key in sorted({*was, *new}):
+        for key in sorted({*was, *new} - _NOT_COMPARED):
             before = was.get(key, _UNSET)
             after = new.get(key, _UNSET)
             if before != after:

@@ -235,3 +235,29 @@ def test_the_terminal_shows_accounts_result_and_next_command_and_no_warning(tmp_
     assert "demonstrations.jsonl" in done.stdout
     assert "heldout_loss_nats_per_token" in done.stdout
     assert f"next: make reward CONFIG={tmp_path / 'runs' / 'r' / 'sft' / 'config.yaml'}\n" in done.stdout
+
+
+@pytest.mark.parametrize("checkpoint_every_steps", [0, 20])
+def test_what_fails_after_the_last_step_costs_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_every_steps: int
+) -> None:
+    import sft.train
+    from sft.resumable import Trainer
+
+    settings = {"method": "lora", "checkpoint_every_steps": checkpoint_every_steps, "num_epochs": 2}
+    recipe = write_recipe(tmp_path, sft=settings)
+
+    def broken(model: Any) -> Any:
+        raise AttributeError("no such weight")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sft.train, "merge", broken)
+        with pytest.raises(AttributeError, match="no such weight"):
+            run_command(main, ["--config", str(recipe)])
+
+    def trained_again(self: Trainer, *arguments: Any, **keywords: Any) -> Any:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(Trainer, "compute_loss", trained_again)
+    assert run_command(main, ["--config", str(recipe)]) == 0
+    assert require(tmp_path / "runs" / "r", "sft").metrics["after_heldout_loss_nats_per_token"] > 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppo.evaluate import merged_gap
+from ppo.merge import Drawn, merged_gap
 from ppo.models import POLICY, VALUE, AdapterReward, build_roles
 from ppo.prompts import Requests
 from ppo.rollout import RolloutScorer, Sampler
@@ -103,7 +103,9 @@ def test_the_merged_policy_differs_by_the_rounding_of_the_base_it_was_trained_on
     sampled = Sampler(backbone, SETTINGS, seed=1).sample(requests, role=POLICY)
     scored = RolloutScorer(backbone, NoReward(), SETTINGS).score(sampled, role=POLICY)
     assert scored.values_BT is None  # there is no value here, and nothing is trained
-    gap = merged_gap(scored, backbone.merged(POLICY), SETTINGS)
+    drawn = Drawn(scored.rollouts, scored.logprobs_BT)
+    gap = merged_gap(drawn, backbone.merged(POLICY), SETTINGS)
+    print(gap)
     assert low <= gap["merged_gap_nats_mean"] <= high
     assert gap["merged_gap_nats_mean"] <= gap["merged_gap_nats_max"]
 

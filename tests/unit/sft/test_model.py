@@ -19,8 +19,9 @@ from transformers import (
 )
 
 from rlhf.errors import UserError
+from rlhf.model.merging import merge
 from rlhf.settings.groups import LoraSettings, ModelSettings, SamplingSettings
-from sft.model import Start, choose_pad, merge, published_dtype, set_tokens, start, training_precision, write
+from sft.model import Start, choose_pad, published_dtype, set_tokens, start, training_precision, write
 from tests.support.small import SPECIALS, word_tokenizer, write_small_model
 from tests.unit.sft.demos import EOS, random_examples, sft_settings, small_start, trainer
 
@@ -70,12 +71,21 @@ class TestPad:
         begin.eos_ids = (EOS, SPECIALS.index("<pad>"), UNK)
         assert choose_pad(begin, []) == BOS
 
-    def test_without_special_tokens_an_unused_one_pads(self, tmp_path: Path) -> None:
+    def test_without_special_tokens_no_word_pads_but_a_new_token_that_is_not_likely(
+        self, tmp_path: Path
+    ) -> None:
         begin = small_start(tmp_path, sft_settings(), pad_token="<eos>")
         begin.tokenizer.unk_token = begin.tokenizer.bos_token = begin.tokenizer.eos_token
         begin.eos_ids = (EOS,)
         num = len(begin.tokenizer)
-        assert choose_pad(begin, [*range(4), num - 1, num - 2]) == num - 3
+        ids = torch.tensor([[5, 6, 7, 8]])
+        before = begin.model(ids).logits
+        assert choose_pad(begin, [*range(4), num - 1, num - 2]) == num
+        after = begin.model(ids).logits
+        assert after.shape[-1] == begin.model.config.vocab_size == num + 1
+        torch.testing.assert_close(after[..., :num], before)
+        torch.testing.assert_close(after[..., num], before.mean(-1))
+        assert begin.tokenizer.decode([num - 1], skip_special_tokens=True) == "w55"
 
     def test_a_pad_beyond_the_embedding_is_not_used(self, tmp_path: Path) -> None:
         begin = small_start(tmp_path, sft_settings())
