@@ -17,7 +17,7 @@ def test_a_base_quantized_weight_by_weight_is_the_one_that_loading_makes(
     pytest.importorskip("bitsandbytes")
     random_base(TOYS[1], "fp32", device="cpu", seed=5).save(tmp_path)
     # Its own has an EOS that no row of the head can predict, which loading would refuse.
-    word_tokenizer(TOYS[1].shape.vocab_size).save_pretrained(tmp_path)
+    word_tokenizer(TOYS[1].vocab_size).save_pretrained(tmp_path)
     loaded = Backbone.load(tmp_path, settings=ModelSettings(path=str(tmp_path), precision=precision))
     made = random_base(TOYS[1], precision, device="cpu", seed=5)
     theirs, ours = base_tensors(loaded), base_tensors(made)
