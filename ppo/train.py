@@ -222,7 +222,7 @@ def finish(ppo: PPO, keeper: Keeper, stage: StageRun, tracker: Tracker, before: 
     manifest = stage.publish(
         write_model=lambda folder: write_policy(ppo.backbone, folder),
         metrics=metrics,
-        counts=ppo.data.counts.to_json(),
+        counts=ppo.data.counts.accounts(),
         wandb_url=tracker.url,
     )
     if settings.export_merged:

@@ -25,6 +25,7 @@ STEP = "reward.rankings"
 NO_PAIR = "no comparison in group"
 EQUAL_ANSWERS = "answers equal for the model"
 EQUAL_PAIRS = "pairs of equal answers left out"
+OPPOSITE_PAIRS = "pairs of equal answers with opposite preferences left out"
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,9 @@ def _group(
         for pair in pairs
         if response_ids[pair.first] != response_ids[pair.second] and texts[pair.first] != texts[pair.second]
     ]
-    if not told_apart:
-        counts.add(STEP, EQUAL_ANSWERS)
+    agreeing = _without_opposites(told_apart, texts, response_ids)
+    if not agreeing:
+        counts.add(STEP, OPPOSITE_PAIRS if told_apart else EQUAL_ANSWERS)
         return None
     answers = [Message("assistant", completion) for completion in record.completions]
     note_remarks(counts, STEP, tokenizer, record.prompt, answers)
@@ -165,6 +167,7 @@ def _group(
     if fitted.ids is None:
         return None
     counts.note(STEP, EQUAL_PAIRS, len(pairs) - len(told_apart))
+    counts.note(STEP, OPPOSITE_PAIRS, len(told_apart) - len(agreeing))
     return Group(
         key=prompt_key(record.prompt),
         prompt=prompt_text(fitted.prompt),
@@ -172,9 +175,32 @@ def _group(
         labels=_labels(record),
         prompt_ids=fitted.ids,
         response_ids=response_ids,
-        pairs=told_apart,
+        pairs=agreeing,
         encoded=fitted.prompt,
     )
+
+
+def _without_opposites(
+    pairs: Sequence[Pair], texts: Sequence[str], response_ids: Sequence[list[int]]
+) -> list[Pair]:
+    """The pairs but those that say, of the same two answers, both that the one and the other is better.
+
+    Two completions that are equal may have been ranked apart, one above and one below a third.
+    """
+    same = [
+        min(j for j in range(len(texts)) if texts[j] == texts[i] or response_ids[j] == response_ids[i])
+        for i in range(len(texts))
+    ]
+    better: dict[tuple[int, int], set[bool]] = {}
+    for pair in pairs:
+        first = same[pair.first]
+        second = same[pair.second]
+        if pair.target != 0.5:
+            of_two = better.setdefault((min(first, second), max(first, second)), set())
+            of_two.add((pair.target > 0.5) == (first < second))
+    opposite = {of_two for of_two, found in better.items() if len(found) == 2}
+    places = [sorted((same[pair.first], same[pair.second])) for pair in pairs]
+    return [pair for pair, (low, high) in zip(pairs, places, strict=True) if (low, high) not in opposite]
 
 
 def _pairs(record: Ranking, settings: RewardSettings) -> list[Pair]:

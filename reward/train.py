@@ -60,7 +60,7 @@ def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
             max_tokens=context_tokens(backbone, settings),
         )
         record_counts = {
-            "rankings": data.counts.to_json(),
+            "rankings": data.counts.accounts(),
             "pairs": data.pairs(),
             "normalization": sample_counts,
         }

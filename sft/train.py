@@ -185,7 +185,7 @@ def finish(
     manifest = stage.publish(
         write_model=lambda folder: write(model, begin.tokenizer, folder),
         metrics=summary(before, after, samples),
-        counts=prepared.counts.to_json() | prepared.form,
+        counts=prepared.counts.accounts() | prepared.form,
         wandb_url=tracker.url,
     )
     # A finished stage never resumes.

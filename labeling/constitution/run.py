@@ -238,7 +238,7 @@ class StageWork:
     def _publish(self, writers: Mapping[str, Writer], found: Metrics, counts: RecordCounts) -> None:
         values = json_value({"annotator": self.constitution.annotator, "model": self.feedback.name} | found)
         text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-        self.stage.publish({**writers, REPORT_JSON: _text(text)}, metrics=values, counts=counts.to_json())
+        self.stage.publish({**writers, REPORT_JSON: _text(text)}, metrics=values, counts=counts.accounts())
 
     def _checked(self, findings: Sequence[Finding]) -> list[Finding]:
         """What was found of the judge, for the end.

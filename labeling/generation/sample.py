@@ -98,7 +98,7 @@ def make_demonstrations(recipe: Recipe, settings: DemonstrationsSettings, stage:
     stage.publish(
         {DEMONSTRATIONS: lambda path: write_jsonl(path, records)},
         metrics=metrics,
-        counts={"prompts": counts.to_json()},
+        counts={"prompts": counts.accounts()},
     )
     rows = [
         ("demonstrations", f"{len(records):,}"),
@@ -143,7 +143,7 @@ def make_samples(recipe: Recipe, settings: SamplesSettings, stage: StageRun) -> 
     stage.publish(
         {SAMPLES: lambda path: write_items(path, items)},
         metrics=metrics,
-        counts={"prompts": counts.to_json()},
+        counts={"prompts": counts.accounts()},
     )
     rows = [
         ("prompts, completions of each", f"{len(items):,}, {num_texts}"),

@@ -10,7 +10,9 @@ _STRUCTURED = ("messages", "completions", "ranks", "comparisons", "probability")
 
 def says_nothing(value: Any) -> bool:
     """Whether a cell is empty."""
-    return value is None or (isinstance(value, str) and not value.strip()) or value in ([], {}, ())
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}")
+    return value is None or value in ([], {}, ())
 
 
 def parse_cells(values: dict[str, Any]) -> None:

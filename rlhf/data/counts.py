@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -36,6 +36,7 @@ class RecordCounts:
     def __init__(self) -> None:
         self._counts: dict[str, Counter[str]] = {}
         self._notes: dict[str, Counter[str]] = {}
+        self._unread: dict[str, Counter[str]] = {}
 
     def add(self, source: str, reason: str, n: int = 1) -> None:
         """Count `n` records of `source`: "read", "truncated", or a reason for dropping them."""
@@ -48,12 +49,20 @@ class RecordCounts:
             self._counts.setdefault(source, Counter())
             self._notes.setdefault(source, Counter())[what] += n
 
+    def unread(self, source: str, columns: Mapping[str, int]) -> None:
+        """Say which columns of `source` nothing reads, and in how many rows they say something."""
+        if columns:
+            self._counts.setdefault(source, Counter())
+            self._unread.setdefault(source, Counter()).update(columns)
+
     def merge(self, other: "RecordCounts") -> None:
         """Add the counts of `other` to these."""
         for source, counts in other._counts.items():
             self._counts.setdefault(source, Counter()).update(counts)
         for source, notes in other._notes.items():
             self._notes.setdefault(source, Counter()).update(notes)
+        for source, columns in other._unread.items():
+            self.unread(source, columns)
 
     def read(self, source: str | None = None) -> int:
         """Records read from `source`, or from all."""
@@ -76,6 +85,10 @@ class RecordCounts:
         notes = self._notes.values() if source is None else [self._notes.get(source, Counter())]
         return dict(sum(notes, Counter[str]()))
 
+    def not_read(self, source: str) -> dict[str, int]:
+        """Column of `source` that nothing reads → rows in which it says something."""
+        return dict(self._unread.get(source, Counter()))
+
     def rows(self) -> list[tuple[str, str, str, str]]:
         """A table's rows: source, read, used, remarks; a last row with the total if there are several."""
         rows = [self._row(source) for source in self._counts]
@@ -93,6 +106,11 @@ class RecordCounts:
             },
             "total": self._summary(None),
         }
+
+    def accounts(self) -> dict[str, Any]:
+        """The counts with, if there are any, the columns that nothing reads: what a manifest holds."""
+        columns = {source: dict(found) for source, found in self._unread.items()}
+        return self.to_json() | ({"not_read": columns} if columns else {})
 
     def print(self, title: str) -> None:
         """Print the counts as a small table."""
@@ -137,6 +155,9 @@ class RecordCounts:
         if self.truncated(source):
             remarks.append(f"truncated: {self.truncated(source):,}")
         remarks += [f"{what}: {n:,}" for what, n in self.noted(source).items()]
+        columns = {} if source is None else self.not_read(source)
+        if columns:
+            remarks.append(f"not read: {', '.join(f'{name} ({n:,})' for name, n in columns.items())}")
         numbers = ("", "") if not self.read(source) else (f"{self.read(source):,}", f"{self.used(source):,}")
         return ("total" if source is None else source, *numbers, ", ".join(remarks))
 

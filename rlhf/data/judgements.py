@@ -5,12 +5,27 @@ both are as good, or that the only answer is a bad one. Such a column is underst
 it is never passed over while the others become a record. docs/data-formats.md has the table for users.
 """
 
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any, Literal
 
 from rlhf.data.columns import UnusableRowError
+from rlhf.data.judgement_names import (
+    BAD,
+    BAD_WORDS,
+    GAP,
+    GOOD,
+    OF_ANSWERS,
+    OF_GROUPS,
+    OF_PAIRS,
+    SCORE,
+    STATUS,
+    TIE_WORDS,
+    TWIN,
+    plain_name,
+)
+from rlhf.data.twins import Twin, is_number, lone, truth, twins
 from rlhf.errors import UserError
 
 Kind = Literal["prompt", "answer", "pair", "group"]
@@ -24,70 +39,6 @@ BAD_ANSWER = "the answer is marked as bad"
 _LONGEST_STATEMENT = 40
 """Longer text is an answer, a reason or a prompt, and not a label."""
 
-_SCORE = r"(scores?|ratings?|rewards?|grades?)"
-_SIDE = (
-    r"(\d|[ab]|first|second|one|two|model_?[ab]|(answer|response|output|completion|reply|summary)_?[\dab])"
-)
-_TWIN = re.compile(rf"(^|_)({_SCORE}|votes?|upvotes?|likes?|points|stars|elo|quality|helpfulness)(_|$)")
-
-# Columns whose names say that they hold a judgement. A name is compared in lower case with `_` between words.
-_OF_PAIRS = re.compile(
-    "|".join(
-        (
-            r"(.*_)?labels?|label_.*",
-            r"(.*_)?(preferences?|prefs?|preferred)(_.*)?",
-            r"(.*_)?winners?(_.*)?|wins?|won|(.*_)?(better|safer|worse|best|worst)(_.*)?",
-            r"(chosen|rejected|selected|picked|correct)_(index|idx|number|no|position|side|first)",
-            r"(is_|was_)?(swap|swapped|flip|flipped|invert|inverted|reversed?)(_.*)?",
-            r"(.*_)?(choices?|votes?|verdicts?|judge?ments?|decision|outcome|result|annotations?)",
-            r"(is_)?(ties?|tied|draw)|annotators?_?\d+",
-            r"margins?|margin_.*|(.*_)?(confidence|probabilit(y|ies)|probs?|elo|strength)",
-            r"p(rob|robability)?_(chosen|rejected|first|second|better|win|[ab\d])",
-            r"(.*_)?(chosen|rejected)_(ranks?|place)|(ranks?|place)_(chosen|rejected)",
-            rf"{_SCORE}_(diff|difference|gap|delta|margin|ratio)",
-            rf"(overall_|average_|avg_|mean_|raw_)?{_SCORE}|ranks?|rankings?|comparisons?",
-            rf"(.*_)?({_SCORE}|ranks?|likert|helpfulness|harmlessness|correctness|quality)_?{_SIDE}",
-            rf"{_SIDE}_({_SCORE}|ranks?|likert|helpfulness|harmlessness|correctness|quality)",
-            r"is_(answer|response|output|completion)_?[\dab]_.*|(response|answer)_?[\dab]_severity_level",
-        )
-    )
-)
-_OF_GROUPS = re.compile(
-    "|".join(
-        (
-            r"chosen|rejected|(.*_)?labels?|(.*_)?(preferences?|prefs?|preferred)(_.*)?",
-            r"(.*_)?winners?(_.*)?|(.*_)?(better|safer|worse|best|worst)(_.*)?",
-            r"(.*_)?(choices?|votes?|verdicts?|judge?ments?|decision|annotations?)|(is_)?(ties?|tied)",
-            r"(chosen|rejected|selected|picked|correct)_(index|idx|number|no|position)",
-            r"(overall_|average_|avg_|mean_)?(scores|ratings?|rewards?|grades?)|probabilit(y|ies)",
-        )
-    )
-)
-_OF_ANSWERS = re.compile(
-    "|".join(
-        (
-            rf"(overall_|average_|avg_|mean_|quality_|human_)?{_SCORE}|quality|overall|likert|rank",
-            r"helpfulness|harmlessness|correctness|coherence|honesty|truthfulness|instruction_following",
-            r"(.*_)?(preferences?|votes?|verdicts?|judge?ments?|labels?)|upvotes?|downvotes?|thumbs|feedback"
-            r"|likes|stars|satisfaction|toxicity|harmfulness|severity(_level)?",
-            r"(.*_)?(winners?|better|safer|best|preferred)(_.*)?|is_.*_safe|annotators?_?\d+|probability",
-        )
-    )
-)
-_GOOD = re.compile(
-    r"label|kto(_tag|_label)?|(is_|was_)?(desirable|safe|correct|accepted|acceptable|approved|chosen"
-    r"|preferred|selected|good|helpful|harmless|passed|valid|best)|thumbs_up|liked|upvoted|(.*_)?is_safe"
-)
-_BAD = re.compile(
-    r"(is_|was_)?(undesirable|unsafe|harmful|toxic|flagged|rejected|bad|wrong|incorrect|invalid|failed"
-    r"|refused|spam|deleted)|thumbs_down|disliked|downvoted"
-)
-_TIE_WORDS = re.compile(
-    r"ties?( ?\(.*\))?|tied|draw|equal|both( |_)?(good|bad)?|neither|\(?same\)?|"
-    r"model_?[ab]|(response|answer|output|completion|assistant)[ _]?[\dab]|\[\[[abc]\]\]|[ab] ?[<>=]+ ?[ab]|"
-    r"first|second|left|right|chosen|rejected|swapped|flipped"
-)
-
 
 def stated(row: Mapping[str, Any], read: frozenset[str], ignored: frozenset[str]) -> dict[str, Any]:
     """The columns with a short value that nothing reads: those that may state a judgement.
@@ -98,12 +49,62 @@ def stated(row: Mapping[str, Any], read: frozenset[str], ignored: frozenset[str]
     for name, value in row.items():
         if name in read or name in ignored:
             continue
-        inside = value.items() if isinstance(value, Mapping) else ()
-        found |= {f"{name}.{inner}": each for inner, each in inside if f"{name}.{inner}" not in ignored}
+        found |= {inner: each for inner, each in _inside(name, value) if inner not in ignored}
         found[name] = value
     return {
         name: value for name, value in found.items() if _is_statement(value) or _is_null_score(name, value)
     }
+
+
+def _inside(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """What is in an object, and in objects in it."""
+    if isinstance(value, Mapping):
+        for inner, each in value.items():
+            yield f"{name}.{inner}", each
+            yield from _inside(f"{name}.{inner}", each)
+
+
+def verdicts(columns: Mapping[str, Any], kind: Kind, first: str = "", second: str = "") -> frozenset[str]:
+    """The columns that say whether this row's answer is good, or that score the two of a pair.
+
+    Of two scores it is the first one's column.
+
+    Raises:
+        UserError: a score is not a number.
+    """
+    found = set()
+    if kind == "answer":
+        for name, value in _given(columns):
+            plain = plain_name(name)
+            is_verdict = bool(GOOD.fullmatch(plain) or BAD.fullmatch(plain))
+            if is_verdict and truth(value) is not None:
+                found.add(name)
+    elif kind == "pair":
+        found = {
+            twin.first
+            for twin in twins(columns, first, second)
+            if twin.kind == "score" and twin.sign is not None
+        }
+    return frozenset(found)
+
+
+def scores_of_both(columns: Mapping[str, Any], first: str, second: str) -> set[str]:
+    """The columns that say the same of either answer of a pair, and so are compared."""
+    found = list(twins(columns, first, second))
+    return {name for twin in found for name in (twin.first, twin.second)}
+
+
+def _check_status(columns: Mapping[str, Any]) -> None:
+    """Check what a row says of itself in a word: `status: discarded`.
+
+    Raises:
+        UnusableRowError: it was not accepted, or its answer is not whole.
+    """
+    for name, value in _given(columns):
+        if isinstance(value, str) and STATUS.fullmatch(plain_name(name)):
+            word = plain_name(value)
+            if word in BAD_WORDS:
+                raise UnusableRowError(f"{BAD_ANSWER} (`{name}`: {word})")
 
 
 def check_answer(columns: Mapping[str, Any]) -> None:
@@ -113,27 +114,43 @@ def check_answer(columns: Mapping[str, Any]) -> None:
         UnusableRowError: they say that it is a bad one.
         UserError: a column sounds as if it said how good the answer is, and is not understood.
     """
+    _check_status(columns)
     for name, value in _given(columns):
-        plain = _plain(name)
-        good, bad = _GOOD.fullmatch(plain), _BAD.fullmatch(plain)
-        verdict = _truth(value)
+        plain = plain_name(name)
+        good, bad = GOOD.fullmatch(plain), BAD.fullmatch(plain)
+        verdict = truth(value)
         if (good or bad) and verdict is not None:
             if verdict == bool(bad):
                 raise UnusableRowError(f"{BAD_ANSWER} (`{name}`)")
-        elif plain == "label" or _OF_ANSWERS.fullmatch(plain) or ((good or bad) and _could_be_truth(value)):
+        elif plain == "label" or OF_ANSWERS.fullmatch(plain) or ((good or bad) and _could_be_truth(value)):
             raise _not_understood(name, value, "how good the answer is", _KEEP_GOOD)
 
 
-def check_group(columns: Mapping[str, Any]) -> None:
-    """Check what the other columns of a row with `completions` say.
+def check_group(columns: Mapping[str, Any], ranks: Sequence[float] | None = None) -> None:
+    """Check what the other columns of a row with `completions` say; of its `ranks`, 1 is the best.
 
     Raises:
+        UnusableRowError: votes for the completions say the opposite of the ranks.
         UserError: a column sounds as if it stated a preference of its own.
     """
+    _check_status(columns)
     for name, value in _given(columns):
-        if _OF_GROUPS.fullmatch(_plain(name)) or _is_tie_word(value):
+        if OF_GROUPS.fullmatch(plain_name(name)) or _is_tie_word(value):
             fix = "State the preference once, in `ranks` or in `comparisons`."
             raise _not_understood(name, value, "which completion is better", fix)
+        if ranks and TWIN.search(plain_name(name)) and _are_opposite(ranks, value):
+            raise UnusableRowError(CONTRADICTED)
+
+
+def _are_opposite(ranks: Sequence[float], votes: Any) -> bool:
+    """Whether more pairs of completions have their votes against their ranks than with them."""
+    if not isinstance(votes, list | tuple) or len(votes) != len(ranks) or not all(map(is_number, votes)):
+        return False
+    signs = [
+        ((ranks[i] < ranks[j]) - (ranks[i] > ranks[j])) * ((votes[i] > votes[j]) - (votes[i] < votes[j]))
+        for i, j in combinations(range(len(ranks)), 2)
+    ]
+    return bool(sum(signs) < 0)
 
 
 def check_pair(columns: Mapping[str, Any], first: str, second: str) -> Side | None:
@@ -145,18 +162,30 @@ def check_pair(columns: Mapping[str, Any], first: str, second: str) -> Side | No
         UnusableRowError: one score of two is missing.
         UserError: a column sounds as if it stated a preference, and is not understood.
     """
-    twins = list(_twins(columns, _plain(first), _plain(second)))
-    understood = {name for names in twins for name in names}
+    _check_status(columns)
+    found = list(twins(columns, first, second))
+    understood = {name for twin in found for name in (twin.first, twin.second)}
+    found += lone(columns, understood)
     for name, value in _given(columns):
-        if name not in understood and (_OF_PAIRS.fullmatch(_plain(name)) or _is_tie_word(value)):
+        if name not in understood and (OF_PAIRS.fullmatch(plain_name(name)) or _is_tie_word(value)):
             raise _not_understood(name, value, "which answer is better", _NAME_IT)
-    signs = set()
-    for ours, theirs in twins:
-        higher, lower = _number(ours, columns.get(ours)), _number(theirs, columns.get(theirs))
-        if (higher is None) != (lower is None):
-            raise UnusableRowError(ONE_SCORE)
-        if higher is not None and lower is not None:
-            signs.add((higher > lower) - (higher < lower))
+        if GAP.fullmatch(plain_name(name)) and is_number(value) and float(value) <= 0:
+            raise _not_understood(name, value, "which answer is better", _NAME_IT)
+    return _side_of(found, columns)
+
+
+def _side_of(found: list[Twin], columns: Mapping[str, Any]) -> Side | None:
+    """The side that all scores and verdicts speak for."""
+    for twin in found:
+        if twin.kind == "other" and twin.sign == -1:
+            raise _not_understood(twin.first, columns[twin.first], "which answer is better", _NAME_IT)
+    scores = [twin for twin in found if twin.kind == "score" and not _both_missing(twin, columns)]
+    if any(twin.sign is None for twin in scores):
+        raise UnusableRowError(ONE_SCORE)
+    # Two answers that are both safe are no tie: one of them may be the better one all the same.
+    signs = {twin.sign for twin in scores} | {
+        twin.sign for twin in found if twin.kind == "verdict" and twin.sign
+    }
     if not signs:
         return None
     if signs == {0}:
@@ -166,9 +195,13 @@ def check_pair(columns: Mapping[str, Any], first: str, second: str) -> Side | No
     return "first" if 1 in signs else "second"
 
 
+def _both_missing(twin: Twin, columns: Mapping[str, Any]) -> bool:
+    return not is_number(columns.get(twin.first)) and not is_number(columns.get(twin.second))
+
+
 def sounds_like_index(column: str) -> bool:
     """Whether a column's name says that it holds the number or name of an answer, not a probability."""
-    plain = _plain(column)
+    plain = plain_name(column)
     if re.fullmatch(r"(.*_)?(prob|probs|probability|soft_label|p)(_.*)?", plain):
         return False
     return bool(
@@ -181,7 +214,7 @@ def sounds_like_index(column: str) -> bool:
 
 def sounds_like_scores(column: str) -> bool:
     """Whether a column's name says that more is better in it: ranks are the other way round."""
-    return bool(re.fullmatch(rf"(.*_)?({_SCORE}|votes|upvotes|points|likes|elo)(_.*)?", _plain(column)))
+    return bool(re.fullmatch(rf"(.*_)?({SCORE}|votes|upvotes|points|likes|elo)(_.*)?", plain_name(column)))
 
 
 class ProbabilityCheck:
@@ -256,53 +289,6 @@ def _given(columns: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     return ((name, value) for name, value in columns.items() if value is not None)
 
 
-def _twins(columns: Mapping[str, Any], first: str, second: str) -> Iterator[tuple[str, str]]:
-    """Pairs of columns with a score of each answer: `score_chosen` and `score_rejected`."""
-    plain = {_plain(name): name for name in columns}
-    for word, other in {(first, second), ("chosen", "rejected")}:
-        own = re.compile(rf"(^|_){re.escape(word)}(_|$)")
-        for name in plain:
-            if not _TWIN.search(name) or not own.search(name):
-                continue
-            twin = own.sub(rf"\g<1>{other}\g<2>", name)
-            if twin in plain:
-                yield plain[name], plain[twin]
-
-
-def _number(name: str, value: Any) -> float | None:
-    """A score; None where there is none.
-
-    Raises:
-        UserError: it is not a number.
-    """
-    if isinstance(value, str):
-        value = _parsed(value)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        fix = "Write the scores of both answers as numbers, or list the columns under the source's `ignore`."
-        raise UserError(f"score `{name}` is {value!r}, not a number", fix=fix)
-    return float(value)
-
-
-def _parsed(text: str) -> float | str | None:
-    """Text of a file that has nothing but text: CSV."""
-    if not text.strip():
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _truth(value: Any) -> bool | None:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        return {"true": True, "false": False}.get(value.strip().lower())
-    return None
-
-
 def _could_be_truth(value: Any) -> bool:
     """Whether it is another way to write true or false."""
     words = ("yes", "no", "y", "n", "0", "1", "0.0", "1.0", "good", "bad", "t", "f", "-1")
@@ -312,21 +298,16 @@ def _could_be_truth(value: Any) -> bool:
 
 
 def _is_tie_word(value: Any) -> bool:
-    return isinstance(value, str) and _TIE_WORDS.fullmatch(value.strip().lower()) is not None
+    return isinstance(value, str) and TIE_WORDS.fullmatch(value.strip().lower()) is not None
 
 
 def _is_null_score(name: str, value: Any) -> bool:
     """A score that is missing says something where the other answer has one."""
-    return value is None and _TWIN.search(_plain(name)) is not None
+    is_blank = value is None or (isinstance(value, str) and not value.strip())
+    return is_blank and TWIN.search(plain_name(name)) is not None
 
 
 def _is_statement(value: Any) -> bool:
     if isinstance(value, str):
         return 0 < len(value.strip()) <= _LONGEST_STATEMENT
     return value is not None
-
-
-def _plain(name: str) -> str:
-    """A column's name in lower case, with `_` between its words; without the object that it is in."""
-    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.rpartition(".")[2].strip())
-    return re.sub(r"[^0-9a-z]+", "_", words.lower()).strip("_")

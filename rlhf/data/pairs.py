@@ -1,8 +1,10 @@
 """Which of the two answers of a row is the better one, by all that the row says of them."""
 
+from collections.abc import Sequence
+
 from rlhf.data.columns import Columns, UnusableRowError
 from rlhf.data.judgements import CONTRADICTED, Side, check_pair
-from rlhf.data.records import Rank
+from rlhf.data.records import Comparison, Rank
 from rlhf.errors import UserError
 
 RANKS: dict[Side, tuple[Rank, Rank]] = {"first": (1, 2), "second": (2, 1), "tie": (1, 1)}
@@ -21,6 +23,24 @@ def preference(columns: Columns) -> Side | float:
     if {found, scored} == {"first", "second"}:
         raise UnusableRowError(CONTRADICTED)
     return found if probability is None else probability
+
+
+def check_comparisons(comparisons: Sequence[Comparison]) -> None:
+    """Check that no two comparisons of the same completions say the opposite.
+
+    Raises:
+        UserError: two do.
+    """
+    better: dict[tuple[int, int], bool] = {}
+    for first, second, probability in comparisons:
+        if probability == 0.5:
+            continue
+        pair = (min(first, second), max(first, second))
+        is_first = (probability > 0.5) == (first < second)
+        if better.setdefault(pair, is_first) != is_first:
+            fix = "A comparison is [i, j, probability that i is better than j]: state one for each two "
+            fix += "completions, with the mean probability."
+            raise UserError(f"two comparisons of completions {pair[0]} and {pair[1]} contradict", fix=fix)
 
 
 def likelier(probability: float) -> Side:

@@ -169,6 +169,13 @@ def _csv_rows(path: Path) -> Iterator[tuple[str, Any]]:
             where = "row 1"
             for number, row in enumerate(reader, start=1):
                 where = f"row {number}"
+                if [str(cell).removeprefix("\ufeff").strip() for cell in row.values()] == list(names):
+                    raise UserError(
+                        f"the header is there again, at line {reader.line_num}",
+                        where=f"{path}, {where}",
+                        fix="These are several files one after the other: remove the header's second copy, "
+                        "or name each file as a source.",
+                    )
                 if None in row or None in row.values():
                     raise UserError("not one cell per column", where=f"{path}, {where}", fix=fix)
                 yield where, row

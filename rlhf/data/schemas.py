@@ -5,6 +5,7 @@ describes the schemas to users.
 """
 
 import difflib
+import math
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,17 +13,11 @@ from typing import Any, Generic, TypeVar
 
 from rlhf.data.cells import parse_cells, says_nothing
 from rlhf.data.columns import Columns, UnusableRowError, usable_completion, usable_prompt
-from rlhf.data.judgements import (
-    Kind,
-    ProbabilityCheck,
-    check_answer,
-    check_group,
-    sounds_like_scores,
-    stated,
-)
+from rlhf.data.judgements import Kind, check_answer, check_group, sounds_like_scores, stated
 from rlhf.data.messages import TOOLS, is_messages, kind, without_keys, without_nulls
-from rlhf.data.pairs import RANKS, likelier, preference
+from rlhf.data.pairs import RANKS, check_comparisons, likelier, preference
 from rlhf.data.records import FAILED, Demonstration, Message, Prompt, Ranking, Turns
+from rlhf.data.source_checks import SourceChecks
 from rlhf.errors import UserError
 from rlhf.settings.groups import SourceSettings
 
@@ -33,11 +28,8 @@ _CONVERSATIONS = ("messages", "prompt", "completion", "completions", "chosen", "
 _ANSWERS = ("completion", "completions", "chosen", "rejected")
 _ALIASES = {"messages": "conversations"}
 """Our field → the name that it has in data sets of ShareGPT's kind."""
-_CHANGES_PROMPTS = (
-    *("system", "system_prompt", "history", "functions", "documents", "chat_template_kwargs"),
-    *("image", "images", "video", "videos", "audio", "audios"),
-)
-"""Columns whose content would belong to a prompt, and that no schema reads."""
+_LABELS = ("better", "probability")
+"""Fields without a value in a row whose answers nobody has judged: it is left out and counted."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +76,6 @@ def _prompt(prompt: str | Turns) -> Prompt:
 def _group(columns: Columns) -> Ranking:
     """A ranking of K completions. An empty one stays: a policy may answer nothing, and be ranked for it."""
     columns.refuse_nulls("ranks", "comparisons")
-    check_group(columns.others)
     ranking = Ranking(
         prompt=columns.prompt(),
         completions=columns.completions(),
@@ -93,6 +84,8 @@ def _group(columns: Columns) -> Ranking:
         annotator=columns.optional_text("annotator") or None,
     )
     _check_best_is_first(ranking)
+    check_group(columns.others, [math.inf if rank == FAILED else rank for rank in ranking.ranks or ()])
+    check_comparisons(ranking.comparisons or ())
     if len({completion.strip() for completion in ranking.completions}) == 1:
         raise UnusableRowError("completions identical")
     return ranking
@@ -212,18 +205,10 @@ class RowConverter(Generic[R]):
         self._templates = {field: _parse_template(field, text) for field, text in settings.templates.items()}
         self._ignored = frozenset(settings.ignore or ())
         self._choices: dict[str, str] = dict(settings.choices or {})
-        self._probabilities = ProbabilityCheck(self._columns.get("probability", "probability"))
+        self.checks = SourceChecks(self._columns.get("probability", "probability"), self._ignored)
         self._schemas: list[Schema[R]] = _possible_schemas(schemas, settings)
         placeholders = (column for parts in self._templates.values() for _, column in parts if column)
         self._read = {*settings.columns.values(), *placeholders}
-
-    def check_source(self) -> None:
-        """After the last row: check what only all of them together can tell.
-
-        Raises:
-            UserError: what is given as probabilities may be the number of the better answer.
-        """
-        self._probabilities.check()
 
     def record(self, row: Row, where: str = "") -> R:
         """The record that `row` holds; `where` it was read is for messages.
@@ -236,38 +221,38 @@ class RowConverter(Generic[R]):
         values = self._values(row)
         for schema in self._schemas:
             if all(name in values for name in schema.needs):
-                self._refuse_unread(values, (*schema.needs, *schema.may))
-                found = self._found(schema, row, values)
-                self._probabilities.see(found.values, where)
-                return _usable(schema.build(found), found)
+                return self._built(schema, row, values, where)
         raise _no_schema(self._schemas, row, values)
 
-    def _refuse_unread(self, values: Row, names: Sequence[str]) -> None:
-        """Check that no column is passed over which says something to the model.
+    def _built(self, schema: Schema[R], row: Row, values: Mapping[str, Any], where: str) -> R:
+        read = self._read_by(schema, row)
+        found = self._found(schema, row, values, read)
+        self.checks.see(row, found, schema.kind, read=read, where=where)
+        _refuse_other_messages(schema, values, self._columns)
+        made = _usable(schema.build(found), found)
+        self.checks.keep(row, made, read=read, fields=schema.needs, where=where)
+        return made
 
-        Raises:
-            UserError: there is one that holds anything.
-        """
-        for name in _CHANGES_PROMPTS:
-            if name not in names and name not in self._read and not says_nothing(values.get(name)):
-                raise UserError(
-                    f"the column `{name}` would be part of the prompt, and nothing reads it",
-                    fix=f"Put it into the messages, or into a text (`templates: {{prompt: ...}}`); `ignore: "
-                    f"[{name}]` in the source goes without it.",
-                )
-
-    def _found(self, schema: Schema[R], row: Row, values: Mapping[str, Any]) -> Columns:
-        """What `schema` takes of a row, and what else the row may say of its answers."""
+    def _read_by(self, schema: Schema[R], row: Row) -> frozenset[str]:
+        """The columns that are read where a row has this schema."""
         names = (*schema.needs, *schema.may)
         read = {self._columns.get(name, name) for name in names if name not in self._templates}
         for parts in self._templates.values():
             read.update(column for _, column in parts if column is not None)
+        read.update(_ALIASES[name] for name in names if name in _ALIASES and name not in row)
+        return frozenset(read)
+
+    def _found(self, schema: Schema[R], row: Row, values: Mapping[str, Any], read: frozenset[str]) -> Columns:
+        """What `schema` takes of a row, and what else the row may say of its answers."""
+        names = (*schema.needs, *schema.may)
         return Columns(
             {name: values[name] for name in names if name in values},
             self._as_messages,
-            nulls=frozenset(name for name in names if name in row and name not in values),
+            nulls=frozenset(
+                name for name in names if self._columns.get(name, name) in row and name not in values
+            ),
             names=self._columns,
-            others={} if schema.kind == "prompt" else stated(row, frozenset(read), self._ignored),
+            others={} if schema.kind == "prompt" else stated(row, read, self._ignored),
             choices=self._choices,
             beside={name: values[name] for name in (*_ANSWERS, TOOLS) if name in values},
         )
@@ -279,6 +264,9 @@ class RowConverter(Generic[R]):
             if field not in values and is_messages(values.get(alias)):
                 values[field] = values[alias]
         for field, column in self._columns.items():
+            if field in _LABELS and column in row and says_nothing(row[column]):
+                values.pop(field, None)
+                continue
             values[field] = _column(row, column, f"columns.{field}")
         for field, parts in self._templates.items():
             values[field] = "".join(
@@ -293,6 +281,24 @@ class RowConverter(Generic[R]):
             if field in values:
                 values[field] = without_keys(values[field], self._ignored)
         return values
+
+
+def _refuse_other_messages(schema: Schema[R], values: Row, columns: Mapping[str, str]) -> None:
+    """Check that `messages` which a row is read by hold the answer that its pair calls the better one.
+
+    Raises:
+        UserError: they hold another one, and `columns` does not say that they count.
+    """
+    if schema.needs != ("messages",) or "messages" in columns or "rejected" not in values:
+        return
+    chosen = values.get("chosen")
+    answer = values["messages"][-1].get("content") if is_messages(values["messages"]) else None
+    if chosen not in (values["messages"], answer):
+        raise UserError(
+            "`messages` is not the conversation of `chosen`, and the row has both",
+            fix="Say which of them is to be read: `columns: {messages: messages}`, or `columns: {chosen: "
+            "chosen, rejected: rejected}`.",
+        )
 
 
 def _usable(made: R, columns: Columns) -> R:

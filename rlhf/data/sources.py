@@ -37,6 +37,7 @@ __all__ = [
 R = TypeVar("R", bound=Prompt | Demonstration | Ranking)
 
 BEYOND_LIMIT = "beyond the limit"
+REPEATED = "answers that begin with their whole prompt"
 LEFT_OUT = "left out by weights"
 
 
@@ -205,6 +206,7 @@ def _read_one(
         raise error.at(f"source {name}") from None
     kept: list[R] = []
     own = RecordCounts()
+    first = ""
     for number, (where, raw) in enumerate(hub_rows(source) if path is None else file_rows(path)):
         own.add(_label(source), READ)
         if source.limit is not None and number >= source.limit:
@@ -214,19 +216,27 @@ def _read_one(
             kept.append(replace(converter.record(_row(raw), where), where=f"{name}, {where}"))
         except UnusableRowError as unusable:
             own.add(_label(source), unusable.reason)
+            first = first or f"; the first is {where}: {unusable.reason}"
         except UserError as error:
             raise error.at(f"{name}, {where}") from None
     try:
-        converter.check_source()
+        converter.checks.check()
     except UserError as error:
         raise UserError(error.what, where=f"{name}, {error.where}", fix=error.fix) from None
+    unjudged = converter.checks.unjudged()
+    for column in unjudged.values():
+        own.add(_label(source), f"no value in `{column}`, which judges other rows")
+    kept = [record for place, record in enumerate(kept) if place not in unjudged]
+    own.note(_label(source), REPEATED, len(converter.checks.repeating - set(unjudged)))
+    own.unread(_label(source), converter.checks.unread())
     counts.merge(own)
     if not own.read():
         raise UserError("there is no record in it", where=name, fix="Check that this is the file you mean.")
     if not kept:
         reasons = ", ".join(f"{reason}: {n}" for reason, n in own.dropped().items())
         fix = "Check the source's `columns`, `templates` and `transcripts`."
-        raise UserError(f"none of its {own.read()} records can be used ({reasons})", where=name, fix=fix)
+        what = f"none of its {own.read()} records can be used ({reasons}){first}"
+        raise UserError(what, where=name, fix=fix)
     return kept
 
 

@@ -80,7 +80,7 @@ class Manifest(JsonFile):
     """One hash of all outputs: what a later stage names as its input."""
     metrics: dict[str, Any]
     accounts: dict[str, Any]
-    """What became of every record (`RecordCounts.to_json`)."""
+    """What became of every record (`RecordCounts.accounts`)."""
     wandb: str | None
     """Address of the W&B run, if it was online."""
 

@@ -154,10 +154,10 @@ def test_micro_batches_keep_groups_whole_and_within_the_budget(tmp_path: Path, m
 
 def test_pairs_that_are_equal_for_the_model_are_left_out_and_counted(tmp_path: Path) -> None:
     equal = {"prompt": "w9", "completions": [" w1", "  w1 ", " w2"], "comparisons": [[0, 1, 0.9]]}
-    among = {"prompt": "w8", "completions": [" w1", " w2", " w1"], "ranks": [1, 2, 3]}
+    among = {"prompt": "w8", "completions": [" w1", " w2", " w1"], "ranks": [1, 2, 2]}
     data = load(tmp_path, [*ROWS, equal, among], held_out_fraction=0)
     group = data.train[-1]
-    assert sorted(group.pairs) == [Pair(0, 1, 1.0), Pair(1, 2, 1.0)]
+    assert sorted(group.pairs) == [Pair(0, 1, 1.0)]
     assert data.counts.dropped() == {EQUAL_ANSWERS: 1}
     assert data.counts.noted() == {EQUAL_PAIRS: 1}
     assert data.counts.to_json()["total"]["noted"] == {EQUAL_PAIRS: 1}
