@@ -25,7 +25,7 @@ from rlhf.data.judgement_names import (
     TWIN,
     plain_name,
 )
-from rlhf.data.twins import Twin, is_number, lone, truth, twins
+from rlhf.data.twins import Twin, as_number, is_number, lone, truth, twins
 from rlhf.errors import UserError
 
 Kind = Literal["prompt", "answer", "pair", "group"]
@@ -144,13 +144,17 @@ def check_group(columns: Mapping[str, Any], ranks: Sequence[float] | None = None
 
 def _are_opposite(ranks: Sequence[float], votes: Any) -> bool:
     """Whether more pairs of completions have their votes against their ranks than with them."""
-    if not isinstance(votes, list | tuple) or len(votes) != len(ranks) or not all(map(is_number, votes)):
+    if not isinstance(votes, list | tuple) or len(votes) != len(ranks):
         return False
-    signs = [
-        ((ranks[i] < ranks[j]) - (ranks[i] > ranks[j])) * ((votes[i] > votes[j]) - (votes[i] < votes[j]))
-        for i, j in combinations(range(len(ranks)), 2)
-    ]
-    return bool(sum(signs) < 0)
+    numbers = [number for vote in votes if (number := as_number(vote)) is not None]
+    if len(numbers) < len(ranks):
+        return False
+    agreeing = 0
+    for i, j in combinations(range(len(ranks)), 2):
+        by_rank = (ranks[i] < ranks[j]) - (ranks[i] > ranks[j])
+        by_votes = (numbers[i] > numbers[j]) - (numbers[i] < numbers[j])
+        agreeing += by_rank * by_votes
+    return agreeing < 0
 
 
 def check_pair(columns: Mapping[str, Any], first: str, second: str) -> Side | None:
@@ -169,7 +173,8 @@ def check_pair(columns: Mapping[str, Any], first: str, second: str) -> Side | No
     for name, value in _given(columns):
         if name not in understood and (OF_PAIRS.fullmatch(plain_name(name)) or _is_tie_word(value)):
             raise _not_understood(name, value, "which answer is better", _NAME_IT)
-        if GAP.fullmatch(plain_name(name)) and is_number(value) and float(value) <= 0:
+        gap = as_number(value) if GAP.fullmatch(plain_name(name)) else None
+        if gap is not None and gap <= 0:
             raise _not_understood(name, value, "which answer is better", _NAME_IT)
     return _side_of(found, columns)
 

@@ -68,10 +68,17 @@ def truth(value: Any) -> bool | None:
     return None
 
 
+def as_number(value: Any) -> int | float | None:
+    """A number, also as the text of a table; None: it is none."""
+    parsed = _parsed(value) if isinstance(value, str) else value
+    if isinstance(parsed, bool) or not isinstance(parsed, int | float) or _is_nan(parsed):
+        return None
+    return parsed
+
+
 def is_number(value: Any) -> bool:
     """Whether it is a number, also as the text of a table."""
-    parsed = _parsed(value) if isinstance(value, str) else value
-    return isinstance(parsed, int | float) and not isinstance(parsed, bool) and not _is_nan(parsed)
+    return as_number(value) is not None
 
 
 def _sides(first: str, second: str) -> list[tuple[str, str]]:

@@ -61,7 +61,8 @@ class UnreadColumns:
             by_instruction = plain == _BESIDE_INSTRUCTION and (
                 "prompt" in fields or "question" in fields or "instruction" in fields
             )
-            if not pattern.fullmatch(plain) and not by_instruction:
+            beside_messages = plain == "prompt" and "messages" in fields
+            if not (pattern.fullmatch(plain) or by_instruction or beside_messages):
                 continue
             if (
                 name not in self._ignored

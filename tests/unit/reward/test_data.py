@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 
 from reward.config import RewardSettings
-from reward.data import EQUAL_ANSWERS, EQUAL_PAIRS, NO_PAIR, Rankings, load_rankings, micro_batches
+from reward.data import (
+    EQUAL_ANSWERS,
+    EQUAL_PAIRS,
+    NO_PAIR,
+    OPPOSITE_PAIRS,
+    Rankings,
+    load_rankings,
+    micro_batches,
+)
 from reward.loss import Pair
 from reward.train import check_samples
 from rlhf.errors import UserError
@@ -164,3 +172,13 @@ def test_pairs_that_are_equal_for_the_model_are_left_out_and_counted(tmp_path: P
     assert all(
         group.response_ids[a] != group.response_ids[b] for group in data.train for a, b, _, _ in group.pairs
     )
+
+
+def test_pairs_of_equal_answers_that_contradict_are_left_out_and_counted(tmp_path: Path) -> None:
+    """Of A > B > A, neither is learned from; C below both still is."""
+    circle = {"prompt": "w8", "completions": [" w1", " w2", " w1"], "ranks": [1, 2, 3]}
+    more = {"prompt": "w9", "completions": [" w1", " w2", " w1", " w3"], "ranks": [1, 2, 3, 4]}
+    data = load(tmp_path, [*ROWS, circle, more], held_out_fraction=0)
+    assert data.counts.dropped() == {OPPOSITE_PAIRS: 1}
+    assert data.counts.noted() == {EQUAL_PAIRS: 1, OPPOSITE_PAIRS: 2}
+    assert sorted(data.train[-1].pairs) == [Pair(0, 3, 1.0), Pair(1, 3, 1.0), Pair(2, 3, 1.0)]
