@@ -216,9 +216,11 @@ def _nothing_left(
 ) -> UserError:
     """Why no group is left to train on."""
     where = ", ".join(source.path for source in settings.rankings)
+    dropped = ", ".join(f"{reason}: {n:,}" for reason, n in counts.dropped(STEP).items())
     if counts.dropped(STEP).get(NO_PAIR, 0) < num_records:
         return UserError(
-            f"no group of completions is left to train on ({num_held_out} held out)",
+            f"no group of completions is left to train on ({num_held_out} held out)"
+            + (f"; left out: {dropped}" if dropped else ""),
             where=where,
             fix="Give more prompts whose completions differ in rank, allow longer ones (reward.length), or "
             "lower reward.held_out_fraction.",

@@ -57,7 +57,7 @@ OF_ANSWERS = re.compile(
     )
 )
 GOOD = re.compile(
-    r"label|kto(_tag|_label)?|success(ful)?|succeeded|review_result|(.*_)?(verify|verified)"
+    r"label|kto(_tag|_label)?|success(ful)?|succeeded|review_result|((?!user|author|email|account).*_)?(verify|verified)"
     r"|(.*_)?is_correct|(is_|was_)?(desirable|safe|correct|accepted|acceptable|approved|chosen"
     r"|preferred|selected|good|helpful|harmless|passed|valid|best)|thumbs_up|liked|upvoted|(.*_)?is_safe"
 )
@@ -107,6 +107,10 @@ BAD_WORDS = frozenset(
 )
 GAP = re.compile(r"(.*_)?(delta|gap|diff|difference)")
 """How much better the first answer is."""
+LOWER_IS_BETTER = re.compile(
+    r"(.*_)?(ranks?|place|toxic(ity)?|harm(ful(ness)?|s)?|unsafe(ty)?|severity|errors?|bias|hallucinations?"
+    r"|violations?|risk|penalty|distance|refusals?|downvotes?|dislikes?)(_.*)?"
+)
 NO_JUDGEMENT = re.compile(
     r"(.*_)?(tokens?|len|lengths?|words?|chars?|characters?|ids?|idx|index|count|num|turns?|time|times|latency"
     r"|seconds|ms|seed|temperature|cost|price|position|year|date|timestamp|created|created_at|size|logps?"

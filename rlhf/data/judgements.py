@@ -168,8 +168,9 @@ def check_pair(columns: Mapping[str, Any], first: str, second: str) -> Side | No
     """
     _check_status(columns)
     found = list(twins(columns, first, second))
-    understood = {name for twin in found for name in (twin.first, twin.second)}
-    found += lone(columns, understood)
+    paired = {name for twin in found for name in (twin.first, twin.second)}
+    understood = {name for twin in found if twin.kind != "other" for name in (twin.first, twin.second)}
+    found += lone(columns, paired)
     for name, value in _given(columns):
         if name not in understood and (OF_PAIRS.fullmatch(plain_name(name)) or _is_tie_word(value)):
             raise _not_understood(name, value, "which answer is better", _NAME_IT)

@@ -80,8 +80,8 @@ class SourceChecks:
                 f"{len(self.repeating)} of {len(self._judged)} answers begin with their whole prompt, so the "
                 "prompt would be there twice",
                 where=self._first_repeating,
-                fix="Take the prompt off the answers; or, where the whole text is a transcript, leave out the "
-                "column of the prompt (`ignore` in the source).",
+                fix="Take the prompt off the answers; or, where the whole text is a transcript, leave out "
+                "the column of the prompt (`ignore` in the source).",
             )
 
     def unjudged(self) -> dict[int, str]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rlhf.data.judgement_names import BAD, GOOD, NO_JUDGEMENT, TWIN, plain_name
+from rlhf.data.judgement_names import BAD, GOOD, LOWER_IS_BETTER, NO_JUDGEMENT, TWIN, plain_name
 from rlhf.errors import UserError
 
 _WORDS = (("chosen", "rejected"), ("better", "worse"), ("preferred", "dispreferred"), ("winner", "loser"))
@@ -109,16 +109,18 @@ def _twin(
         return None
     values = (columns[ours], columns[theirs])
     good, bad = GOOD.fullmatch(stem), BAD.fullmatch(stem)
+    turn = -1 if bad or LOWER_IS_BETTER.fullmatch(stem) else 1
     if TWIN.search(plain_name(ours)):
         numbers = [_number(name, columns[name]) for name in (ours, theirs)]
-        return Twin(ours, theirs, "score", _sign(numbers[0], numbers[1]))
+        score = _sign(numbers[0], numbers[1])
+        return Twin(ours, theirs, "score", score and turn * score)
     verdicts = [truth(value) for value in values]
     if None not in verdicts and (good or bad or any_stem):
         sign = _sign(float(bool(verdicts[0])), float(bool(verdicts[1]))) or 0
-        return Twin(ours, theirs, "verdict" if good or bad else "other", -sign if bad else sign)
+        return Twin(ours, theirs, "verdict" if good or bad else "other", turn * sign)
     if any_stem and all(is_number(value) for value in values):
         sign = _sign(_number(ours, values[0]), _number(theirs, values[1])) or 0
-        return Twin(ours, theirs, "verdict" if good or bad else "other", -sign if bad else sign)
+        return Twin(ours, theirs, "verdict" if good or bad else "other", turn * sign)
     return None
 
 

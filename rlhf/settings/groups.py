@@ -198,7 +198,8 @@ class SourceSettings(Settings):
     """Columns, and keys of messages, to go without: `[name]`.
 
     Else a row is refused where one of them would be part of the prompt, or sounds as if it said which answer
-    is better or good, and is not understood.
+    is better or good, and is not understood. Any other column that nothing reads is named with the record
+    counts.
     """
     weight: float | None = setting(None, gt=0)
     """Share of the mixture, relative to the other sources' weights; unset everywhere means all records."""

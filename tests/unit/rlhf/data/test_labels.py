@@ -112,6 +112,17 @@ def test_scores_named_like_the_mapped_columns_are_compared(tmp_path: Path) -> No
     assert dropped(RANKING, tmp_path, *rows, columns=columns) == {CONTRADICTED: 1}
 
 
+def test_less_harm_is_better_and_ranks_of_the_two_sides_stay_refused(tmp_path: Path) -> None:
+    path = jsonl(tmp_path, {**PAIR, "chosen_toxicity": 0.9, "rejected_toxicity": 0.1})
+    assert "column `chosen_toxicity` (0.9) seems to say" in error_of(RANKING, path)
+    harm = {"harm_score_chosen": 1, "harm_score_rejected": 5}
+    assert (
+        dropped(RANKING, tmp_path, {**PAIR, "chosen_toxicity": 0.1, "rejected_toxicity": 0.9, **harm}) == {}
+    )
+    path = jsonl(tmp_path, {**PAIR, "chosen_rank": 2, "rejected_rank": 1})
+    assert "column `chosen_rank`" in error_of(RANKING, path)
+
+
 def test_numbers_of_an_unknown_meaning_that_are_higher_for_the_rejected_answer_are_refused(
     tmp_path: Path,
 ) -> None:
