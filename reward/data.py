@@ -13,6 +13,7 @@ from rlhf.data.prompt_form import form_of_run, noted_form, warn_of_other_form
 from rlhf.data.records import FAILED, Message, Ranking, Turns, prompt_key
 from rlhf.data.sources import read_rankings, split_by_prompt
 from rlhf.errors import UserError
+from rlhf.model.answers import AnswerChangedError
 from rlhf.model.backbone import Backbone
 from rlhf.model.batching import token_batches
 from rlhf.model.chat import encode_completion, length_fix, prompt_text
@@ -138,6 +139,9 @@ def _group(
             encode_completion(tokenizer, record.prompt, completion, eos=backbone.eos_ids)
             for completion in record.completions
         ]
+    except AnswerChangedError as changed:
+        counts.add(STEP, changed.what)
+        return None
     except UserError as error:
         raise of_record(error, where) from None
     # A chat template may trim what tells two answers apart. Such a pair costs ln 2 whatever the model does.

@@ -11,6 +11,7 @@ from rlhf.data.records import Demonstration, Prompt
 from rlhf.data.sources import split_by_prompt
 from rlhf.errors import UserError
 from rlhf.model import chat
+from rlhf.model.answers import AnswerChangedError
 from rlhf.model.fitting import fit_prompt
 from rlhf.model.remarks import note_remarks
 from rlhf.model.rendering import of_record
@@ -77,6 +78,9 @@ class Encoder:
             completion_ids = chat.encode_completion(
                 self.tokenizer, record.prompt, record.answer, prompt_ids=prompt_ids, eos=self.eos_ids
             )
+        except AnswerChangedError as changed:
+            self.counts.add(_STEP, changed.what)
+            return None
         except UserError as error:
             raise of_record(error, where) from None
         note_remarks(self.counts, _STEP, self.tokenizer, record.prompt, [record.answer])

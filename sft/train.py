@@ -107,10 +107,12 @@ def prepare(recipe: Recipe, settings: SFTSettings) -> Prepared:
     )
     examples = encoder.split(records, fraction=settings.held_out_fraction, seed=seed)
     if settings.method != "none" and not examples.train:
+        reasons = "".join(f", {reason}: {n:,}" for reason, n in counts.dropped("length").items())
         raise UserError(
-            f"no demonstration is left to train on ({len(records)} were used)",
+            f"no demonstration is left to train on ({len(records)} were read{reasons})",
             where="sft.demonstrations",
-            fix="Raise sft.length.max_tokens, lower sft.held_out_fraction, or give more demonstrations.",
+            fix="Raise sft.length.max_tokens, lower sft.held_out_fraction, give more demonstrations, or set "
+            "`model.chat_template` to one that writes answers as they are.",
         )
     both = (*examples.train, *examples.held_out)
     pad_id = choose_pad(begin, (i for example in both for i in example.prompt_ids + example.completion_ids))

@@ -88,7 +88,9 @@ def make_demonstrations(recipe: Recipe, settings: DemonstrationsSettings, stage:
             where=step,
             fix="Raise `sampling.max_response_tokens`, or lower `sentences`.",
         )
-    lengths = [len(encode_completion(backbones[0].tokenizer, r.prompt, r.completion)) for r in records]
+    lengths = [
+        len(encode_completion(backbones[0].tokenizer, r.prompt, r.completion, exact=False)) for r in records
+    ]
     metrics = {
         "demonstrations": len(records),
         "completion_tokens_mean": sum(lengths) / len(lengths),
@@ -280,7 +282,7 @@ def _gives_back(
     Tokens that could be merged, special ones and white space that a chat template trims do not come back. A
     text that was cut, at a stop string say, is compared as far as it goes.
     """
-    ids = encode_completion(backbone.tokenizer, prompt.prompt, text, eos=backbone.eos_ids)[:-1]
+    ids = encode_completion(backbone.tokenizer, prompt.prompt, text, eos=backbone.eos_ids, exact=False)[:-1]
     return list(drawn[: len(ids)]) == ids and (len(drawn) - len(ids) <= 1 or bool(stop))
 
 

@@ -9,8 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from rlhf.data.messages import MESSAGES as _MESSAGES
-from rlhf.data.messages import TOOLS, checked_text, has_no_weight, is_messages, kind, read_turns, with_tools
+from rlhf.data.messages import (
+    TOOLS,
+    checked_text,
+    has_no_weight,
+    is_messages,
+    kind,
+    read_turns,
+    with_tools,
+    without_open_answer,
+)
 from rlhf.data.messages import UnusableRowError as UnusableRowError
 from rlhf.data.records import Comparison, Message, Rank, Turns
 from rlhf.errors import UserError
@@ -18,6 +26,9 @@ from rlhf.errors import UserError
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
 
 _TURN = re.compile(r"(?:\n\n|\A\n*)(Human|Assistant):")
+_OTHER_MARK = re.compile(r"\n[ \t]*(human|assistant)[ \t]*:", re.IGNORECASE)
+_LIKE_TRANSCRIPT = re.compile(r"\s*human[ \t]*:.*\n[ \t]*assistant[ \t]*:", re.IGNORECASE | re.DOTALL)
+_MARKED_OTHERWISE = "transcript with turns that are marked otherwise"
 _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 _TRANSCRIPT = 'A transcript reads "\\n\\nHuman: …\\n\\nAssistant: …", beginning with the human.'
@@ -79,7 +90,9 @@ class Columns:
         text = usable_prompt(checked_text(value, "`prompt`"))
         turns = transcript_as_messages(text) if self.transcripts_become_messages else None
         if turns is not None:
-            return self._offering_tools(usable_prompt(turns))
+            return self._offering_tools(usable_prompt(_marked_alike(turns)))
+        if self.transcripts_become_messages and _LIKE_TRANSCRIPT.match(text):
+            raise UnusableRowError(_MARKED_OTHERWISE)
         repeated = self._before_answer(text)
         return text if repeated is None else self._offering_tools(repeated)
 
@@ -92,8 +105,8 @@ class Columns:
         beside = {**self.beside, **self.values}
         for name in ("completion", "chosen", "rejected"):
             if is_messages(beside.get(name)):
-                head = _without_answer(read_turns(beside[name], f"`{name}`"))
-                if head and head[-1].content.strip() != text.strip():
+                head = _without_answer(read_turns(without_open_answer(beside[name]), f"`{name}`"))
+                if head and not _repeats(head, text):
                     raise _not_repeated(name)
                 return head or (Message("user", text),)
         completions = beside.get("completions")
@@ -107,9 +120,11 @@ class Columns:
 
     def completion(self) -> Message:
         """The field `completion`: text, or a list with one message."""
-        return _completion(self.values["completion"], "`completion`")
+        value = self.values["completion"]
+        return _completion(one_turn(value) if isinstance(value, str) else value, "`completion`")
 
     def completions(self) -> tuple[str, ...]:
+        # Sampled ones may run on into a further turn, and be ranked low for it.
         values = _list(self.values["completions"], "`completions`", "Give a list of two or more completions.")
         return tuple(_plain(_completion(value, f"completion {n}")) for n, value in enumerate(values, start=1))
 
@@ -170,13 +185,13 @@ class Columns:
             if HUMAN in completion:
                 raise UnusableRowError("transcript ends with a human turn")
             if self.transcripts_become_messages:
-                turns = self._offering_tools(_transcript_turns(prompt))
+                turns = self._offering_tools(_marked_alike(_transcript_turns(prompt)))
                 return turns, Message("assistant", completion)
             spaced = f" {completion}" if completion else ""
             return self._offering_tools(prompt), Message("assistant", spaced)
         turns = read_turns(value, f"`{name}`")
         if turns[-1].role != "assistant":
-            raise UserError(f"the last message of `{name}` is by `{turns[-1].role}`", fix=_MESSAGES)
+            raise UnusableRowError(f"conversation ends with a turn by {turns[-1].role}")
         if has_no_weight(value[-1]):
             raise UnusableRowError("answer of weight 0")
         return self._offering_tools(turns[:-1]), turns[-1]
@@ -186,15 +201,17 @@ class Columns:
         value = self.values[name]
         if isinstance(value, str):
             prompt, _ = _split_transcript(checked_text(value, f"`{name}`"), name)
-            turns = _transcript_turns(prompt) if self.transcripts_become_messages else prompt
-            return self._offering_tools(turns)
-        return self._offering_tools(_without_answer(read_turns(value, f"`{name}`")))
+            if not self.transcripts_become_messages:
+                return prompt
+            return self._offering_tools(_marked_alike(_transcript_turns(prompt)))
+        turns = read_turns(without_open_answer(value), f"`{name}`")
+        return self._offering_tools(_without_answer(turns))
 
     def continued_prompt(self, name: str) -> tuple[str | Turns, Message]:
         """`prompt` and the answer under `name`, which may be messages that repeat the conversation."""
         prompt = self.prompt()
         if isinstance(self.values[name], str):
-            return prompt, Message("assistant", self.text(name))
+            return prompt, Message("assistant", one_turn(self.text(name)))
         head, answer = self.conversation(name)
         if not head:
             return prompt, answer
@@ -202,7 +219,7 @@ class Columns:
         repeats = head == prompt
         if isinstance(given, str) and not isinstance(head, str):
             # Two sides may repeat the prompt after different system messages: then they are no pair.
-            repeats = repeats or head[-1].content.strip() == given.strip()
+            repeats = repeats or _repeats(head, given)
         if not repeats:
             raise _not_repeated(name)
         return head, answer
@@ -220,6 +237,23 @@ class Columns:
 
 def _without_answer(turns: Turns) -> Turns:
     return turns[:-1] if turns[-1].role == "assistant" else turns
+
+
+def _repeats(head: Turns, text: str) -> bool:
+    """Whether a conversation before its answer ends with the text, or the user begins with it."""
+    users = [turn.content.strip() for turn in head if turn.role == "user"]
+    return text.strip() in (head[-1].content.strip(), *users[:1])
+
+
+def one_turn(answer: str) -> str:
+    """The same answer.
+
+    Raises:
+        UnusableRowError: it is a text that goes on with further turns of a transcript.
+    """
+    if HUMAN in answer or ASSISTANT in answer:
+        raise UnusableRowError("answer that goes on with further turns")
+    return answer
 
 
 def _not_repeated(name: str) -> UserError:
@@ -319,6 +353,17 @@ def _split_transcript(text: str, name: str) -> tuple[str, str]:
     if not marker or not head.lstrip("\n").startswith("Human:"):
         raise UserError(f"`{name}` is text and not a transcript", fix=_TRANSCRIPT)
     return head + marker, tail.strip()
+
+
+def _marked_alike(turns: Turns) -> Turns:
+    """The same messages of a transcript.
+
+    Raises:
+        UnusableRowError: what one says goes on with a mark that is not set apart, or in lower case.
+    """
+    if any(_OTHER_MARK.search(turn.content) for turn in turns):
+        raise UnusableRowError(_MARKED_OTHERWISE)
+    return turns
 
 
 def _transcript_turns(prompt: str) -> Turns:

@@ -78,7 +78,38 @@ def read_turns(value: Any, name: str) -> Turns:
         raise UserError(f"{name} is {kind(value)}, not text or messages", fix=MESSAGES)
     if not value:
         raise UserError(f"{name} is an empty list of messages", fix=MESSAGES)
-    return tuple(_message(message, f"message {n} of {name}") for n, message in enumerate(value, start=1))
+    turns = tuple(_message(message, f"message {n} of {name}") for n, message in enumerate(value, start=1))
+    silent = [turn.role == "user" and not turn.content.strip() and not turn.more for turn in turns]
+    if any(silent) and any(turn.content.strip() for turn in turns):
+        raise UnusableRowError("message without content")
+    return turns
+
+
+def without_open_answer(value: Any) -> Any:
+    """A list of messages without a last one that only says that an answer by the assistant is to come."""
+    if not is_messages(value) or len(value) < 2:
+        return value
+    last = value[-1]
+    name = str(last.get("role", last.get("from"))).lower()
+    says = [inner for key, inner in last.items() if key not in ("role", "from") and not _is_empty(inner)]
+    return value if says or _OTHER_NAMES.get(name) != "assistant" else value[:-1]
+
+
+def is_conversation_about(value: Any, text: str) -> bool:
+    """Whether a value is messages of which the user's last one is this text, and others come before it."""
+    if not is_messages(value) or not all(is_message(message) for message in value):
+        return False
+    said = [message.get("content", message.get("value")) for message in value]
+    texts = [each.strip() if isinstance(each, str) else "" for each in said]
+    return text.strip() in texts[1:]
+
+
+def is_message(value: Any) -> bool:
+    """Whether a value looks like one message."""
+    if not isinstance(value, Mapping):
+        return False
+    keys = set(value)
+    return {"role", "content"} <= keys or {"from", "value"} <= keys
 
 
 def is_messages(value: Any) -> bool:

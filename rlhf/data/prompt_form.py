@@ -19,6 +19,9 @@ Form = Literal["text", "messages"]
 FORM = "prompt_form"
 """Its key among the record counts in the SFT stage's manifest."""
 NOTE = "text as one user message"
+TURNS_NOTE = "transcript as its messages"
+
+_SETTERS = ("system", "developer")
 
 R = TypeVar("R", bound=Prompt | Demonstration | Ranking)
 
@@ -45,10 +48,12 @@ def split_key(prompt: str | Turns, form: Form) -> str:
     """What decides on which side of a split a prompt is, in a run of this form: that of its text or messages.
 
     The same for a text and for a message of the user with this text: one source may have as the one what
-    another has as the other.
+    another has as the other, with a line break at its end or an empty system message in front.
     """
     if form == "messages":
-        return prompt_key(conversation_of(prompt))
+        turns = [replace(turn, content=turn.content.strip()) for turn in conversation_of(prompt)]
+        said = tuple(turn for turn in turns if turn.content or turn.more or turn.role not in _SETTERS)
+        return prompt_key(said or tuple(turns))
     if not isinstance(prompt, str) and prompt == (Message("user", prompt[0].content),):
         return prompt_key(prompt[0].content)
     return prompt_key(prompt)

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from rlhf.data.cells import parse_cells, says_nothing
-from rlhf.data.columns import Columns, UnusableRowError, usable_completion, usable_prompt
+from rlhf.data.columns import Columns, UnusableRowError, one_turn, usable_completion, usable_prompt
 from rlhf.data.judgements import Kind, check_answer, check_group, sounds_like_scores, stated
+from rlhf.data.message_forms import parse_conversations, refuse_unread_conversation, renamed_preference
 from rlhf.data.messages import TOOLS, is_messages, kind, without_keys, without_nulls
 from rlhf.data.pairs import RANKS, check_comparisons, likelier, preference
 from rlhf.data.records import FAILED, Demonstration, Message, Prompt, Ranking, Turns
@@ -61,7 +62,7 @@ def _demonstration(prompt: str | Turns, answer: Message) -> Demonstration:
 
 
 def _said(prompt: str, completion: str) -> Demonstration:
-    return _demonstration(prompt, Message("assistant", completion))
+    return _demonstration(prompt, Message("assistant", one_turn(completion)))
 
 
 def _completed(columns: Columns) -> Demonstration:
@@ -181,7 +182,7 @@ PROMPTS: tuple[Schema[Prompt], ...] = (
     Schema(("prompt", "completion"), lambda columns: _prompt(columns.prompt()), kind="prompt"),
     Schema(("prompt", "completions"), lambda columns: _prompt(columns.prompt()), kind="prompt"),
     Schema(("messages",), lambda columns: _prompt(columns.open_conversation("messages")), kind="prompt"),
-    Schema(("prompt",), lambda columns: _prompt(columns.prompt()), kind="prompt"),
+    Schema(("prompt",), lambda columns: _prompt(columns.prompt()), _OF_PAIRS + _ANSWERS, kind="prompt"),
     Schema(("question",), lambda columns: _prompt(_question(columns)), kind="prompt"),
     Schema(("instruction",), lambda columns: _prompt(_instruction(columns)), ("input",), kind="prompt"),
     Schema(("transcript",), lambda columns: _prompt(columns.open_conversation("transcript")), kind="prompt"),
@@ -218,6 +219,7 @@ class RowConverter(Generic[R]):
             UnusableRowError: it is well-formed and gives no record.
         """
         row = {name: value for name, value in row.items() if name in self._read or name not in self._ignored}
+        row = renamed_preference(row)
         values = self._values(row)
         for schema in self._schemas:
             if all(name in values for name in schema.needs):
@@ -229,6 +231,7 @@ class RowConverter(Generic[R]):
         found = self._found(schema, row, values, read)
         self.checks.see(row, found, schema.kind, read=read, where=where)
         _refuse_other_messages(schema, values, self._columns)
+        refuse_unread_conversation(values, self._read)
         made = _usable(schema.build(found), found)
         self.checks.keep(row, made, read=read, fields=schema.needs, where=where)
         return made
@@ -260,6 +263,7 @@ class RowConverter(Generic[R]):
     def _values(self, row: Row) -> dict[str, Any]:
         """The row's columns and, over them, what `columns` and `templates` name; without null values."""
         values = {name: value for name, value in row.items() if value is not None}
+        parse_conversations(values)
         for field, alias in _ALIASES.items():
             if field not in values and is_messages(values.get(alias)):
                 values[field] = values[alias]
@@ -273,6 +277,7 @@ class RowConverter(Generic[R]):
                 literal if column is None else literal + _printable(row, column, f"templates.{field}")
                 for literal, column in parts
             )
+        parse_conversations(values)
         if self._columnar:
             parse_cells(values)
         for field in _CONVERSATIONS:

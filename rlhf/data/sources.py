@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from rlhf.data.columns import UnusableRowError
+from rlhf.data.columns import UnusableRowError, transcript_as_messages
 from rlhf.data.counts import READ, RecordCounts
 from rlhf.data.messages import kind
-from rlhf.data.prompt_form import NOTE, Form, as_conversation, form_of, split_key
+from rlhf.data.prompt_form import NOTE, TURNS_NOTE, Form, as_conversation, form_of, split_key
 from rlhf.data.readers import COLUMNAR, file_rows, hub_rows, local_file, parse_json
 from rlhf.data.records import Demonstration, Prompt, Ranking
 from rlhf.data.schemas import DEMONSTRATIONS, PROMPTS, RANKINGS, Row, RowConverter, Schema
@@ -244,7 +244,10 @@ def _in_form(form: Form, records: list[R], label: str, counts: RecordCounts) -> 
     """The records with text prompts as they are or, counted, as what a user says."""
     if form == "text":
         return records
-    counts.note(label, NOTE, sum(isinstance(record.prompt, str) for record in records))
+    texts = [record.prompt for record in records if isinstance(record.prompt, str)]
+    num_transcripts = sum(transcript_as_messages(text) is not None for text in texts)
+    counts.note(label, TURNS_NOTE, num_transcripts)
+    counts.note(label, NOTE, len(texts) - num_transcripts)
     return [as_conversation(record) for record in records]
 
 

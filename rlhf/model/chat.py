@@ -20,7 +20,8 @@ from typing import Any, Literal
 
 from rlhf.data.records import Message, Turns
 from rlhf.errors import UserError
-from rlhf.model.rendering import marked, render, render_answer, template_text
+from rlhf.model.answers import render_answer
+from rlhf.model.rendering import marked, render, template_text
 from rlhf.model.vocabulary import word_pad
 from rlhf.settings.groups import LengthSettings, SamplingSettings
 
@@ -60,14 +61,17 @@ def encode_completion(
     *,
     prompt_ids: Sequence[int] | None = None,
     eos: Sequence[int] = (),
+    exact: bool = True,
 ) -> list[int]:
     """The ids that follow those of `prompt`: the completion's, and EOS, once, at the end.
 
     After a conversation they are what the chat template writes there, up to its first EOS. `prompt_ids`
     saves encoding the prompt again. `eos` holds every id that ends a response (see `eos_ids`), and the first
-    of them is the one to append where none is; left out, it is the tokenizer's.
+    of them is the one to append where none is; left out, it is the tokenizer's. Not `exact`, what the chat
+    template changes in an answer is none of the caller's business.
 
     Raises:
+        AnswerChangedError: the chat template leaves out, changes or adds to what the completion says.
         UserError: as `encode_prompt`; no EOS; a template that changes a conversation once it is answered.
     """
     ends = tuple(eos) or eos_ids(tokenizer)
@@ -78,7 +82,7 @@ def encode_completion(
         pieces = _cut(answer.content, _special_tokens(tokenizer))
     else:
         mark, turns = _marked(tokenizer, (*prompt, answer))
-        pieces = render_answer(tokenizer, turns, ends=ends).split(mark)
+        pieces = render_answer(tokenizer, turns, ends=ends, exact=exact).split(mark)
     ids = _encode_pieces(tokenizer, pieces, prompt_ids)[len(prompt_ids) :]
     if isinstance(prompt, str):
         return [*ids, ends[0]]

@@ -5,6 +5,7 @@ from typing import Any
 
 from rlhf.data.counts import RecordCounts
 from rlhf.data.records import Message, Turns
+from rlhf.model.answers import added_to_answer
 from rlhf.model.chat import reads_like_tokens
 from rlhf.model.rendering import renders_whole
 
@@ -25,3 +26,7 @@ def note_remarks(
         counts.note(step, LIKE_TOKENS)
     if not isinstance(prompt, str) and not renders_whole(tokenizer, prompt):
         counts.note(step, SHORTENED)
+    if not isinstance(prompt, str):
+        added = {added_to_answer(tokenizer, (*prompt, answer)) for answer in answers}
+        for text in sorted(added - {""}):
+            counts.note(step, f"the chat template adds {' '.join(text.split())} to the answer")

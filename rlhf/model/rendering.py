@@ -6,7 +6,8 @@ what changes nothing in the result is not in the prompt, and is refused by name.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import date, datetime, time
 from typing import Any
@@ -19,10 +20,12 @@ from rlhf.runs.date import given_date, run_date
 
 _MAY_VANISH = ("tool_call_id", "id")
 """Keys that tie messages together and say nothing of their own."""
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 """Keys that templates render of the newest answer only, and leave out of earlier ones."""
-_PROBE = "probe 7261"
-_WHERE = "chat template"
+_TOOL_PARTS = ("name", "description", "parameters")
+_ESCAPED = re.compile(r"\\[nrt]")
+PROBE = "probe 7261"
+WHERE = "chat template"
 
 _DAY_MACRO = (
     "{%- macro strftime_now(format) -%}{%- set ns = namespace(text=format) -%}"
@@ -54,7 +57,7 @@ def render(tokenizer: Any, turns: Turns, *, open_answer: bool) -> str:
     Raises:
         UserError: no template, one that refuses the conversation, or that leaves out what a message says.
     """
-    text = _render(tokenizer, turns, open_answer=open_answer)
+    text = render_as_is(tokenizer, turns, open_answer=open_answer)
     _check(tokenizer, turns, text, open_answer=open_answer)
     return text
 
@@ -64,63 +67,10 @@ def renders_whole(tokenizer: Any, turns: Turns) -> bool:
 
     Templates leave out the thoughts of earlier answers, and some of them trim or quote.
     """
-    text = _render(tokenizer, turns, open_answer=True)
+    text = render_as_is(tokenizer, turns, open_answer=True)
     said = [turn.content for turn in turns]
-    said += [str(turn.others[key]) for turn in turns for key in _THOUGHTS if key in turn.others]
+    said += [str(turn.others[key]) for turn in turns for key in THOUGHTS if key in turn.others]
     return all(each.strip() in text for each in said)
-
-
-def render_answer(tokenizer: Any, turns: Turns, *, ends: Sequence[int]) -> str:
-    """What the template writes for the last of `turns` after the header with which an open prompt ends.
-
-    `ends` are the ids that end a response.
-
-    Raises:
-        UserError: as `render`; the template changes the prompt once it is answered, writes an answer's header
-            only once the answer is there, or ends it with words.
-    """
-    opened = render(tokenizer, turns[:-1], open_answer=True)
-    answered = render(tokenizer, turns, open_answer=False)
-    if not answered.startswith(opened):
-        raise UserError(
-            "it changes what stands before an answer once the answer is there",
-            where=_WHERE,
-            fix="Set `model.chat_template` to one whose generation prompt begins an answered turn.",
-        )
-    form = ("answer", template_text(tokenizer), tuple(ends), tuple(turn.role for turn in turns))
-    known = _checked.setdefault(tokenizer, set())
-    if form not in known:
-        _check_borders(tokenizer, turns[:-1], opened, ends)
-        known.add(form)
-    return answered.removeprefix(opened)
-
-
-def _check_borders(tokenizer: Any, prompt: Turns, opened: str, ends: Sequence[int]) -> None:
-    """Check that what stands around an answer is no part of what the model has to say.
-
-    Raises:
-        UserError: it is.
-    """
-    answered = _render(tokenizer, (*prompt, Message("assistant", _PROBE)), open_answer=False)
-    before, _, after = answered.removeprefix(opened).partition(_PROBE)
-    if before.strip() and opened == _render(tokenizer, prompt, open_answer=False):
-        raise UserError(
-            f"it writes {before.strip()!r} in front of an answer that is there, and not in front of one that "
-            "is yet to come: the model would have to say it",
-            where=_WHERE,
-            fix="Let it write the header of the assistant's turn where `add_generation_prompt` is true.",
-        )
-    for end in tokenizer.convert_ids_to_tokens(list(ends)):
-        after = after.partition(end)[0]
-    for token in tokenizer.added_tokens_decoder.values():
-        after = after.replace(token.content, "") if token.content.strip() else after
-    if after.strip():
-        raise UserError(
-            f"it ends an answer with {after.strip()!r}, which is no token of this tokenizer but text: the "
-            "model would learn to say it",
-            where=_WHERE,
-            fix="Let it end an answer with `{{ eos_token }}`, or take the template of this model.",
-        )
 
 
 def of_record(error: UserError, where: str) -> UserError:
@@ -138,7 +88,7 @@ def template_text(tokenizer: Any) -> str:
     if template is None:
         raise UserError(
             "a prompt is a conversation, and the tokenizer has no chat template",
-            where=_WHERE,
+            where=WHERE,
             fix="Set `model.chat_template`; or, for transcripts, `transcripts: text` in the source.",
         )
     return "\n".join(map(str, template.values())) if isinstance(template, dict) else str(template)
@@ -160,7 +110,7 @@ def marked(turns: Turns, marker: Callable[[Message, str], str]) -> Turns:
     )
 
 
-def _render(tokenizer: Any, turns: Turns, *, open_answer: bool) -> str:
+def render_as_is(tokenizer: Any, turns: Turns, *, open_answer: bool) -> str:
     """`render` without the check; tool calls' arguments as an object, or as text if the template wants it."""
     from jinja2 import TemplateError
 
@@ -186,12 +136,15 @@ def _render(tokenizer: Any, turns: Turns, *, open_answer: bool) -> str:
                 **words,
             )
             return str(text)
-        except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
+        except Exception as error:  # a template is a program: it may divide by zero, or call itself for ever
             problems.append(error)
     roles = ", ".join(turn.role for turn in turns)
+    reason = " ".join(f"{problems[0]}".split()) or "no reason given"
+    if not isinstance(problems[0], TemplateError):
+        reason = f"{type(problems[0]).__name__}: {reason}"
     raise UserError(
-        f"it refuses a conversation of {roles} ({problems[0]})",
-        where=_WHERE,
+        f"it refuses a conversation of {roles} ({reason[:300]})",
+        where=WHERE,
         fix="Set `model.chat_template` to one that takes such conversations, or leave them out.",
     ) from problems[0]
 
@@ -235,26 +188,50 @@ def _check(tokenizer: Any, turns: Turns, text: str, *, open_answer: bool) -> Non
         UserError: one is not; the message is named by its number.
     """
     known = _checked.setdefault(tokenizer, set())
-    form = (template_text(tokenizer), open_answer, tuple(_form(turn) for turn in turns))
+    form = (template_text(tokenizer), open_answer, tuple(form_of(turn) for turn in turns))
     # A content that is not there word for word is looked at each time: its form does not tell why.
     if form in known and all(turn.content.strip() in text for turn in turns):
         return
+    _check_escapes(tokenizer, turns)
     for change in (*_changes(turns), *_longer(turns, text)):
         if _says_the_same(tokenizer, change.turns, text, open_answer=open_answer):
-            if change.key in _THOUGHTS and _renders_when_newest(tokenizer, turns, change):
+            if change.key in THOUGHTS and _renders_when_newest(tokenizer, turns, change):
                 continue
             raise _not_rendered(turns, change)
     known.add(form)
 
 
-def _form(turn: Message) -> Any:
+def _check_escapes(tokenizer: Any, turns: Turns) -> None:
+    """Check that the template's own words hold no line break that is written out.
+
+    Raises:
+        UserError: they do: it was escaped twice, on a command line or in YAML.
+    """
+    plain = tuple(Message(turn.role, PROBE) for turn in turns)
+    try:
+        texts = [render_as_is(tokenizer, plain, open_answer=open_answer) for open_answer in (False, True)]
+    except UserError:
+        return  # it takes these roles with more than words alone; then its other texts may hold JSON
+    found = next((match for text in texts if (match := _ESCAPED.search(text))), None)
+    if found is not None:
+        raise UserError(
+            f"it writes {found.group()} as two characters, a backslash and a letter, where a line break or a "
+            "tab is meant",
+            where=WHERE,
+            fix="Write one backslash in it, not two, or put the template into a file and name the file.",
+        )
+
+
+def form_of(turn: Message) -> Any:
+    """What a template may look at of a message, apart from its words."""
     others = turn.others
-    return turn.role, bool(turn.content), tuple(sorted(others)), len(others.get("tool_calls", ()))
+    tools = tuple(tuple(sorted(_of_tool(tool))) for tool in others.get(TOOLS, ()))
+    return turn.role, bool(turn.content), tuple(sorted(others)), len(others.get("tool_calls", ())), tools
 
 
 def _says_the_same(tokenizer: Any, turns: Turns, text: str, *, open_answer: bool) -> bool:
     try:
-        return _render(tokenizer, turns, open_answer=open_answer) == text
+        return render_as_is(tokenizer, turns, open_answer=open_answer) == text
     except UserError:
         return False  # a template that refuses the change has looked at it
 
@@ -263,7 +240,7 @@ def _renders_when_newest(tokenizer: Any, turns: Turns, change: _Change) -> bool:
     """Whether the key of a message is rendered while it is the last one."""
     newest = turns[: change.number]
     try:
-        text = _render(tokenizer, newest, open_answer=False)
+        text = render_as_is(tokenizer, newest, open_answer=False)
     except UserError:
         return False
     return not _says_the_same(tokenizer, change.turns[: change.number], text, open_answer=False)
@@ -273,7 +250,7 @@ def _longer(turns: Turns, text: str) -> Iterator[_Change]:
     """The conversation with a longer end of each content that is not in the text word for word."""
     for number, turn in enumerate(turns, start=1):
         if turn.content.strip() not in text:
-            longer = replace(turn, content=f"{turn.content} {_PROBE}")
+            longer = replace(turn, content=f"{turn.content} {PROBE}")
             yield _Change((*turns[: number - 1], longer, *turns[number:]), "the end", number, "content")
 
 
@@ -285,11 +262,13 @@ def _changes(turns: Turns) -> Iterator[_Change]:
             return _Change((*turns[: number - 1], said, *turns[number:]), what, number, key)
 
         if turn.content.strip():
-            yield changed("what it says", "content", replace(turn, content=_PROBE))
+            yield changed("what it says", "content", replace(turn, content=PROBE))
         # Whoever is told apart from the user is told apart. An answer is by its place or its tool calls.
         is_answer = turn.role == "assistant" and (len(turns) == 2 or "tool_calls" in turn.others)
         if turn.role != "user" and not is_answer:
-            yield changed("its role", "role", replace(turn, role="user"))
+            yield changed("user", "role", replace(turn, role="user"))
+        if turn.role not in ("user", "assistant"):
+            yield changed("assistant", "role", replace(turn, role="assistant"))
         others = turn.others
         for key in others:
             if key in _MAY_VANISH:
@@ -309,6 +288,25 @@ def _other_values(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         return
     what = "the tools that it may call" if key == TOOLS else f"its `{key}`"
     yield what, _other(value)
+    if key == TOOLS and isinstance(value, list):
+        for number, tool in enumerate(value):
+            for part in _of_tool(tool):
+                other = _other_tool(tool, part)
+                if other != tool:
+                    what = f"the {part} of tool {number + 1}"
+                    yield what, [*value[:number], other, *value[number + 1 :]]
+
+
+def _of_tool(tool: Any) -> list[str]:
+    """Which parts a tool has, of those that a model has to know to call it."""
+    inner = tool.get("function", tool) if isinstance(tool, dict) else None
+    return [part for part in _TOOL_PARTS if isinstance(inner, dict) and part in inner]
+
+
+def _other_tool(tool: dict[str, Any], part: str) -> dict[str, Any]:
+    if isinstance(tool.get("function"), dict):
+        return tool | {"function": _other_tool(tool["function"], part)}
+    return tool | {part: _other(tool[part])}
 
 
 def _other_call(call: Any, part: str) -> Any:
@@ -318,31 +316,38 @@ def _other_call(call: Any, part: str) -> Any:
         return call | {"function": _other_call(call["function"], part)}
     if part not in call:
         return call
-    other = f"{_PROBE}" if part == "name" else {"probe": _PROBE}
+    other = f"{PROBE}" if part == "name" else {"probe": PROBE}
     return call | {part: other}
 
 
 def _other(value: Any) -> Any:
     """A value of the same kind that says something else."""
     if isinstance(value, str):
-        return f"{_PROBE} {value}"
+        return f"{PROBE} {value}"
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
         return value + 7261
     if isinstance(value, list):
         return [_other(inner) for inner in value]
-    return {key: _other(inner) for key, inner in value.items()} if isinstance(value, dict) else _PROBE
+    return {key: _other(inner) for key, inner in value.items()} if isinstance(value, dict) else PROBE
 
 
 def _not_rendered(turns: Turns, change: _Change) -> UserError:
+    role = turns[change.number - 1].role
+    if change.key == "role":
+        return UserError(
+            f"it does not render the role of message {change.number}: what `{role}` says is written as if "
+            f"`{change.what}` said it",
+            where=WHERE,
+            fix=f"Set `model.chat_template` to one that knows `{role}`, or leave such rows out.",
+        )
     ignored = "tools" if change.key == TOOLS else change.key
     fix = "Set `model.chat_template` to one that renders it, or leave such rows out"
-    if change.key not in ("content", "role"):
+    if change.key != "content":
         fix += f"; `ignore: [{ignored}]` in the source goes without it"
-    role = turns[change.number - 1].role
     return UserError(
         f"it does not render {change.what} of message {change.number} (by `{role}`)",
-        where=_WHERE,
+        where=WHERE,
         fix=f"{fix}.",
     )

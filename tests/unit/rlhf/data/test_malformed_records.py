@@ -98,7 +98,6 @@ from tests.unit.rlhf.data.rows import (
         (DEMONSTRATION, {"prompt": 5, "completion": "c"}, "`prompt` is a number, not text or messages"),
         (DEMONSTRATION, {"prompt": "p", "completion": {"a": 1}}, "`completion` is an object, not text"),
         (DEMONSTRATION, {"prompt": "\ud800", "completion": "c"}, "`prompt` holds a lone surrogate"),
-        (DEMONSTRATION, {"messages": TALK_MESSAGES}, "the last message of `messages` is by `user`"),
         (DEMONSTRATION, {"messages": []}, "`messages` is an empty list"),
         (DEMONSTRATION, {"messages": ["Hi"]}, "message 1 of `messages` is text"),
         (DEMONSTRATION, {"messages": [{"role": "user"}]}, "message 1 of `messages` has no `content`"),

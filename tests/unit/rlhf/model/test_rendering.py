@@ -90,7 +90,7 @@ def test_tools_that_the_template_passes_over_are_refused() -> None:
         ("{% for m in messages if m.role == 'user' %}{{ m.role + m.content }}{% endfor %}", "message 1"),
         ("{{ messages[-1].role + messages[-1].content }}", "message 1 (by `system`)"),
         ("You are asked:{% if add_generation_prompt %} Answer:{% endif %}", "what it says of message 1"),
-        ("{% for m in messages %}{{ m.content }} {% endfor %}", "its role of message 1"),
+        ("{% for m in messages %}{{ m.content }} {% endfor %}", "the role of message 1"),
         ("{% for m in messages %}{{ m.role + m.content[:4] }}{% endfor %}", "the end of message 2"),
     ],
 )
