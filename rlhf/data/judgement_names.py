@@ -22,7 +22,7 @@ OF_PAIRS = re.compile(
             r"(.*_)?(choices?|votes?|verdicts?|judge?ments?|decision|outcome|result|annotations?)",
             r"(is_)?(ties?|tied|draw)|annotators?_?\d+",
             r"margins?|margin_.*|(.*_)?(confidence|probabilit(y|ies)|probs?|elo|strength)",
-            r"p(rob|robability)?_(chosen|rejected|first|second|better|win|[ab\d])",
+            r"p(rob|robability)?_(chosen|rejected|first|second|better|worse|winner|loser|win|[ab\d])(_.*)?",
             r"(.*_)?(chosen|rejected)_(ranks?|place)|(ranks?|place)_(chosen|rejected)",
             rf"{SCORE}_(diff|difference|gap|delta|margin|ratio)",
             rf"(overall_|average_|avg_|mean_|raw_)?{SCORE}|ranks?|rankings?|comparisons?",
@@ -111,6 +111,12 @@ LOWER_IS_BETTER = re.compile(
     r"(.*_)?(ranks?|place|toxic(ity)?|harm(ful(ness)?|s)?|unsafe(ty)?|severity|errors?|bias|hallucinations?"
     r"|violations?|risk|penalty|distance|refusals?|downvotes?|dislikes?)(_.*)?"
 )
+MORE_IS_BETTER = re.compile(
+    r"(^|_)(quality|overall|likert|helpful(ness)?|harmless(ness)?|correct(ness)?|coherence|honesty|truthful(ness)?"
+    r"|instruction_following|accuracy|relevance|fluency|usefulness|upvotes?|votes?|likes?|stars|points|thumbs"
+    r"|feedback|satisfaction|probabilit(y|ies)|probs?|win_?rates?|wins|rm|utility|values?)(_|$)"
+)
+"""The names of columns that are no ranks, of which 1 is the best."""
 NO_JUDGEMENT = re.compile(
     r"(.*_)?(tokens?|len|lengths?|words?|chars?|characters?|ids?|idx|index|count|num|turns?|time|times|latency"
     r"|seconds|ms|seed|temperature|cost|price|position|year|date|timestamp|created|created_at|size|logps?"
@@ -124,3 +130,48 @@ def plain_name(name: str) -> str:
     """A column's name in lower case, with `_` between its words; without the object that it is in."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.rpartition(".")[2].strip())
     return re.sub(r"[^0-9a-z]+", "_", words.lower()).strip("_")
+
+
+_FIRST_WORDS = frozenset(("a", "first", "left", "chosen", "better", "preferred", "winner", "winning"))
+_SECOND_WORDS = frozenset(
+    (
+        "b",
+        "2",
+        "second",
+        "two",
+        "right",
+        "rejected",
+        "worse",
+        "dispreferred",
+        "unpreferred",
+        "loser",
+        "losing",
+    )
+)
+_LOSES = frozenset(("lose", "loses", "lost", "loss", "losing", "worse", "inferior"))
+_WINS = frozenset(("win", "wins", "won", "better", "over", "beats", "preferred", "than", "vs", "versus"))
+_OF_NO_SIDE = frozenset(("p", "prob", "probs", "probability", "answer", "response", "text", "output"))
+
+
+def speaks_of_second(column: str, first: str, second: str) -> bool:
+    """Whether a probability's name says that it is of the answer in the column `second`.
+
+    The side that it names first counts: `p_chosen_over_rejected`. What the answers' own columns are called
+    goes before what is usual: of `response_b` and `response_a` in this order, `b` is the first.
+    """
+    ours = _name_words(first)
+    theirs = _name_words(second)
+    of_first = (_FIRST_WORDS - set(theirs)) | (set(ours) - set(theirs))
+    of_second = (_SECOND_WORDS - set(ours)) | (set(theirs) - set(ours))
+    of_first -= _OF_NO_SIDE
+    of_second -= _OF_NO_SIDE | of_first
+    words = _name_words(column)
+    named = [word for word in words if word in of_first | of_second]
+    is_second = bool(named) and named[0] in of_second
+    rest = [word for word in words if not named or word != named[0]]
+    loses = any(word in _LOSES for word in rest) and not any(word in _WINS for word in rest)
+    return is_second != loses
+
+
+def _name_words(name: str) -> list[str]:
+    return re.findall(r"[a-z]+|\d+", plain_name(name))

@@ -16,6 +16,8 @@ from rlhf.data.judgement_names import (
     BAD_WORDS,
     GAP,
     GOOD,
+    LOWER_IS_BETTER,
+    MORE_IS_BETTER,
     OF_ANSWERS,
     OF_GROUPS,
     OF_PAIRS,
@@ -24,6 +26,7 @@ from rlhf.data.judgement_names import (
     TIE_WORDS,
     TWIN,
     plain_name,
+    speaks_of_second,
 )
 from rlhf.data.twins import Twin, as_number, is_number, lone, truth, twins
 from rlhf.errors import UserError
@@ -220,7 +223,12 @@ def sounds_like_index(column: str) -> bool:
 
 def sounds_like_scores(column: str) -> bool:
     """Whether a column's name says that more is better in it: ranks are the other way round."""
-    return bool(re.fullmatch(rf"(.*_)?({SCORE}|votes|upvotes|points|likes|elo)(_.*)?", plain_name(column)))
+    plain = plain_name(column)
+    if re.fullmatch(rf"(.*_)?({SCORE}|votes|upvotes|points|likes|elo)(_.*)?", plain):
+        return True
+    if re.search(r"(^|_)(rank(s|ing|ings)?|order|place)(_|$)", plain) or LOWER_IS_BETTER.fullmatch(plain):
+        return False
+    return MORE_IS_BETTER.search(plain) is not None
 
 
 class ProbabilityCheck:
@@ -234,25 +242,40 @@ class ProbabilityCheck:
         self._is_named_index = sounds_like_index(column)
         self._where: str | None = None
         self._fractional = False
+        self._of_comparison = False
 
-    def see(self, values: Mapping[str, Any], where: str) -> None:
-        """Look at a row's `probability` and `comparisons`; wrong types are found elsewhere."""
+    def see(self, values: Mapping[str, Any], where: str, first: str = "", second: str = "") -> None:
+        """Look at a row's `probability` and `comparisons`; wrong types are found elsewhere.
+
+        Raises:
+            UserError: the probability's name says that it is of the answer in the column `second`.
+        """
         if "probability" in values:
-            self._see(values["probability"], where, zero_is_odd=True)
+            self._check_side(first or "chosen", second or "rejected")
+            self._see(values["probability"], where)
         comparisons = values.get("comparisons")
         if isinstance(comparisons, list | tuple):
             for each in comparisons:
                 if isinstance(each, list | tuple) and len(each) == 3:
-                    self._see(each[2], where, zero_is_odd=False)
+                    self._see(each[2], where, of_comparison=True)
 
-    def _see(self, value: Any, where: str, *, zero_is_odd: bool) -> None:
+    def _check_side(self, first: str, second: str) -> None:
+        if speaks_of_second(self._column, first, second):
+            raise UserError(
+                f"`{self._column}` sounds like the probability that the second answer (`{second}`) is the "
+                f"better one, and `probability` is that of the first (`{first}`)",
+                fix=f"Exchange the two: `columns: {{chosen: {second}, rejected: {first}, probability: "
+                f"{self._column}}}`. If it is of the first answer, rename the column (`probability`).",
+            )
+
+    def _see(self, value: Any, where: str, *, of_comparison: bool = False) -> None:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return
         if value not in (0, 0.5, 1):
             self._fractional = True
-        odd = isinstance(value, int) or self._is_named_index or (zero_is_odd and value == 0)
+        odd = isinstance(value, int) or self._is_named_index or value == 0
         if odd and self._where is None:
-            self._where = where
+            self._where, self._of_comparison = where, of_comparison
 
     def check(self) -> None:
         """Call it after the last row.
@@ -261,6 +284,12 @@ class ProbabilityCheck:
             UserError: the numbers may be an index.
         """
         if self._where is not None and not self._fractional:
+            if self._of_comparison:
+                raise UserError(
+                    "every comparison is 0 or 1, so its last number may be that of the better completion",
+                    where=self._where,
+                    fix="Put the better completion first: [better, worse, 1.0]; or give `ranks`.",
+                )
             raise UserError(
                 f"every probability is 0 or 1, so `{self._column}` may be the number of the better answer",
                 where=self._where,

@@ -33,9 +33,9 @@ class SourceChecks:
         """Look at a row before a record is made of it.
 
         Raises:
-            UserError: a score is not a number.
+            UserError: a score is not a number, or the probability is that of the second answer.
         """
-        self._probabilities.see(columns.values, where)
+        self._probabilities.see(columns.values, where, columns.name("chosen"), columns.name("rejected"))
         judging = verdicts(columns.others, kind, columns.name("chosen"), columns.name("rejected"))
         self._judging |= judging
         # `better` and `probability` judge a pair by themselves.
