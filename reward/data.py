@@ -10,7 +10,7 @@ from reward.config import RewardSettings
 from reward.loss import Pair, ranked_pairs
 from rlhf.data.counts import RecordCounts
 from rlhf.data.prompt_form import form_of_run, noted_form, warn_of_other_form
-from rlhf.data.records import FAILED, Message, Ranking, Turns, prompt_key
+from rlhf.data.records import FAILED, Message, Ranking, Turns, bare_text, prompt_key
 from rlhf.data.sources import read_rankings, split_by_prompt
 from rlhf.errors import UserError
 from rlhf.model.answers import AnswerChangedError
@@ -145,7 +145,7 @@ def _group(
     except UserError as error:
         raise of_record(error, where) from None
     # A chat template may trim what tells two answers apart. Such a pair costs ln 2 whatever the model does.
-    texts = [completion.strip() for completion in record.completions]
+    texts = [bare_text(completion) for completion in record.completions]
     told_apart = [
         pair
         for pair in pairs

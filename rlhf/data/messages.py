@@ -34,6 +34,17 @@ _OTHER_NAMES = {
 }
 _INSTEAD_OF_CONTENT = ("tool_calls", "function_call", "reasoning_content", "thinking", "reasoning")
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_PARTS = (
+    *_TEXT_PARTS,
+    "image",
+    "image_url",
+    "input_image",
+    "audio",
+    "input_audio",
+    "video",
+    "video_url",
+    "file",
+)
 _TOOLS_FIX = "Give tools as a list of objects, or as JSON text of one."
 
 
@@ -72,7 +83,8 @@ def read_turns(value: Any, name: str) -> Turns:
 
     Raises:
         UserError: it is malformed.
-        UnusableRowError: a message has no content, or one that is not text.
+        UnusableRowError: a message has no content, or one that is not text; tool results are not in the order
+            of their calls, by which alone most chat templates tell them apart.
     """
     if not isinstance(value, list | tuple):
         raise UserError(f"{name} is {kind(value)}, not text or messages", fix=MESSAGES)
@@ -80,9 +92,30 @@ def read_turns(value: Any, name: str) -> Turns:
         raise UserError(f"{name} is an empty list of messages", fix=MESSAGES)
     turns = tuple(_message(message, f"message {n} of {name}") for n, message in enumerate(value, start=1))
     silent = [turn.role == "user" and not turn.content.strip() and not turn.more for turn in turns]
+    if not _in_order_of_calls(turns):
+        raise UnusableRowError("tool results in another order than their calls")
     if any(silent) and any(turn.content.strip() for turn in turns):
         raise UnusableRowError("message without content")
     return turns
+
+
+def _in_order_of_calls(turns: Turns) -> bool:
+    """Whether results that name their calls come in the order of these."""
+    places: dict[str, int] = {}
+    latest = -1
+    for turn in turns:
+        others = turn.others
+        calls = others.get("tool_calls")
+        if isinstance(calls, list) and calls:
+            named = [call.get("id") if isinstance(call, Mapping) else None for call in calls]
+            places = {str(call): place for place, call in enumerate(named) if call is not None}
+            latest = -1
+        place = places.get(str(others.get("tool_call_id"))) if turn.role == "tool" else None
+        if place is not None:
+            if place < latest:
+                return False
+            latest = place
+    return True
 
 
 def without_open_answer(value: Any) -> Any:
@@ -187,10 +220,27 @@ def _message(message: Any, name: str) -> Message:
 
 
 def _content(content: Any, name: str) -> str:
-    """The text of a message, which may come in parts."""
+    """The text of a message, which may come in parts, also in JSON text of them."""
+    content = _parts_of(content) if isinstance(content, str) else content
     if not isinstance(content, list | tuple):
         return checked_text(content, name)
     return "".join(_part(part, f"part {n} of {name}") for n, part in enumerate(content, start=1))
+
+
+def _parts_of(text: str) -> Any:
+    """The parts that a text is JSON of; any other text as it is."""
+    if not text.lstrip().startswith("["):
+        return text
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    is_parts = is_messages(value) and all(part.get("type") in _PARTS for part in value)
+    return (
+        value
+        if is_parts and all("text" in part or part["type"] not in _TEXT_PARTS for part in value)
+        else text
+    )
 
 
 def _part(part: Any, name: str) -> str:

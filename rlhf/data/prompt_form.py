@@ -5,6 +5,7 @@ would reach it bare; it is the same prompt, and is given to it as one message of
 read decides; a source's `text_prompts` decides otherwise.
 """
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -68,16 +69,22 @@ def warn_of_other_form(stage: str, records: Sequence[Prompt | Ranking], run_fold
 
 
 def as_conversation(record: R) -> R:
-    """The record with its prompt as a conversation; white space around its texts, which parted them, goes."""
+    """The record with its prompt as a conversation; what parted its texts goes: line breaks, or a space."""
     if not isinstance(record.prompt, str):
         return record
     changes: dict[str, object] = {"prompt": conversation_of(record.prompt)}
     if isinstance(record, Demonstration):
-        changes["completion"] = record.completion.lstrip()
+        changes["completion"] = _begun(record.completion)
     elif isinstance(record, Ranking):
-        changes["completions"] = tuple(completion.lstrip() for completion in record.completions)
+        changes["completions"] = tuple(_begun(completion) for completion in record.completions)
     changed: R = replace(record, **changes)  # type: ignore[arg-type]  # of the fields named above
     return changed
+
+
+def _begun(completion: str) -> str:
+    """A completion without the empty lines or the one space before it: its first line stays indented."""
+    lines = re.sub(r"\A(?:[^\S\n]*\n)+", "", completion)
+    return lines.removeprefix(" ") if not lines.startswith("  ") else lines
 
 
 def conversation_of(prompt: str | Turns) -> Turns:

@@ -152,6 +152,11 @@ def _check_comparisons(comparisons: tuple[Comparison, ...], num_completions: int
             raise UserError(f"probability {probability} is outside [0, 1]", fix=fix)
 
 
+def bare_text(text: str) -> str:
+    """What of an answer a person may prefer: not its kind of line breaks, nor the white space around it."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
 def prompt_key(prompt: str | Turns) -> str:
     """Canonical JSON of a prompt: equal for equal prompts and only for them, in ASCII."""
     value: Any = prompt

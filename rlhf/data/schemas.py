@@ -17,7 +17,7 @@ from rlhf.data.judgements import Kind, check_answer, check_group, sounds_like_sc
 from rlhf.data.message_forms import parse_conversations, refuse_unread_conversation, renamed_preference
 from rlhf.data.messages import TOOLS, is_messages, kind, without_keys, without_nulls
 from rlhf.data.pairs import RANKS, check_comparisons, likelier, preference
-from rlhf.data.records import FAILED, Demonstration, Message, Prompt, Ranking, Turns
+from rlhf.data.records import FAILED, Demonstration, Message, Prompt, Ranking, Turns, bare_text
 from rlhf.data.source_checks import SourceChecks
 from rlhf.errors import UserError
 from rlhf.settings.groups import SourceSettings
@@ -87,7 +87,7 @@ def _group(columns: Columns) -> Ranking:
     _check_best_is_first(ranking)
     check_group(columns.others, [math.inf if rank == FAILED else rank for rank in ranking.ranks or ()])
     check_comparisons(ranking.comparisons or ())
-    if len({completion.strip() for completion in ranking.completions}) == 1:
+    if len({bare_text(completion) for completion in ranking.completions}) == 1:
         raise UnusableRowError("completions identical")
     return ranking
 
@@ -134,7 +134,7 @@ def _pair(columns: Columns) -> Ranking:
     if prompt != other_prompt:
         raise UnusableRowError("prompts differ")
     prompt, completions = usable_prompt(prompt), (usable_completion(chosen), usable_completion(rejected))
-    if chosen.strip() == rejected.strip():  # white space is nothing that a person prefers
+    if bare_text(chosen) == bare_text(rejected):
         raise UnusableRowError("completions identical")
     if not isinstance(found, float):
         return Ranking(prompt=prompt, completions=completions, ranks=RANKS[found], annotator=annotator)

@@ -12,6 +12,9 @@ from rlhf.errors import UserError
 _WORDS = (("chosen", "rejected"), ("better", "worse"), ("preferred", "dispreferred"), ("winner", "loser"))
 """What names say of the first and the second answer, whatever the columns of the answers are called."""
 
+_ROUNDING = 1e-9
+"""Scores that differ by less of their size are equal: 0.1 + 0.2 and 0.3."""
+
 
 @dataclass(frozen=True)
 class Twin:
@@ -127,6 +130,8 @@ def _twin(
 def _sign(first: float | None, second: float | None) -> int | None:
     if first is None or second is None:
         return None
+    if math.isclose(first, second, rel_tol=_ROUNDING):
+        return 0
     return (first > second) - (first < second)
 
 
