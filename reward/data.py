@@ -9,7 +9,7 @@ from pathlib import Path
 from reward.config import RewardSettings
 from reward.loss import Pair, ranked_pairs
 from rlhf.data.counts import RecordCounts
-from rlhf.data.prompt_form import form_of_run, noted_form, warn_of_other_form
+from rlhf.data.prompt_form import Form, form_of_run, noted_form, warn_of_other_form
 from rlhf.data.records import FAILED, Message, Ranking, Turns, bare_text, prompt_key
 from rlhf.data.sources import read_rankings, split_by_prompt
 from rlhf.errors import UserError
@@ -65,6 +65,12 @@ class Rankings:
     train: list[Group]
     held_out: list[Group]
     counts: RecordCounts
+
+    @property
+    def form(self) -> Form:
+        """Whether any of the prompts is a conversation, for the record counts."""
+        prompts = [group.encoded for group in (*self.train, *self.held_out)]
+        return "text" if all(prompt is None or isinstance(prompt, str) for prompt in prompts) else "messages"
 
     def pairs(self) -> dict[str, int]:
         """Pairs of both sides, and those that are undecided: ties, and probabilities of exactly 1/2."""

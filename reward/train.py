@@ -15,6 +15,7 @@ from reward.model import Normalization, RewardCard, base_identity, measure_norma
 from reward.publish import write_model
 from reward.trainer import Trainer
 from rlhf import preemption
+from rlhf.data.prompt_form import FORM
 from rlhf.errors import UserError
 from rlhf.model.backbone import Backbone
 from rlhf.model.chat import check_room
@@ -63,6 +64,7 @@ def train(recipe: Recipe, settings: RewardSettings, stage: StageRun) -> None:
             "rankings": data.counts.accounts(),
             "pairs": data.pairs(),
             "normalization": sample_counts,
+            FORM: data.form,
         }
         with gathered_weights(backbone):
             finish(trainer, held_out, card, record_counts, stage=stage, tracker=tracker)

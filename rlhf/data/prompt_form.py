@@ -18,7 +18,8 @@ from rlhf.runs.manifest import MANIFEST, Manifest
 
 Form = Literal["text", "messages"]
 FORM = "prompt_form"
-"""Its key among the record counts in the SFT stage's manifest."""
+"""Its key among the record counts in the manifests of the stages SFT and reward."""
+_SAY_ONE = "`text_prompts: messages` in a source makes conversations of its texts"
 NOTE = "text as one user message"
 TURNS_NOTE = "transcript as its messages"
 
@@ -32,9 +33,9 @@ def form_of(records: Sequence[Prompt | Demonstration | Ranking]) -> Form:
     return "text" if all(isinstance(record.prompt, str) for record in records) else "messages"
 
 
-def noted_form(run_folder: Path) -> Form | None:
-    """What the finished SFT stage notes; None: there is none, or it is older than such notes."""
-    path = run_folder / "sft" / MANIFEST
+def noted_form(run_folder: Path, stage: str = "sft") -> Form | None:
+    """What a finished stage notes, SFT or reward; None: there is none, or it is older than such notes."""
+    path = run_folder / stage / MANIFEST
     noted = Manifest.read(path).accounts.get(FORM) if path.is_file() else None
     forms: dict[str, Form] = {"text": "text", "messages": "messages"}
     return forms.get(str(noted))
@@ -61,11 +62,26 @@ def split_key(prompt: str | Turns, form: Form) -> str:
 
 
 def warn_of_other_form(stage: str, records: Sequence[Prompt | Ranking], run_folder: Path) -> None:
-    """Say on stderr that conversations come to a model whose demonstrations were all bare text."""
+    """Say on stderr that some prompts of a run reach the model in its chat template, and others bare.
+
+    Where SFT has noted nothing, text stays as it is in every stage, and is compared with the conversations
+    beside it and with what the reward stage has noted.
+    """
     number = sum(not isinstance(record.prompt, str) for record in records)
-    if number and noted_form(run_folder) == "text":
-        what = f"{number:,} of {len(records):,} prompts are conversations, and SFT knew none: the model"
-        print(f"warning: {stage}: {what} has not seen its chat template in this run", file=sys.stderr)
+    noted = noted_form(run_folder)
+    what = ""
+    if number and noted == "text":
+        what = f"{number:,} of {len(records):,} prompts are conversations, and SFT knew none: the model "
+        what += "has not seen its chat template in this run"
+    elif noted is None and 0 < number < len(records):
+        what = f"{number:,} of {len(records):,} prompts are conversations, and the others are bare text: "
+        what += _SAY_ONE
+    elif noted is None and stage != "reward" and records:
+        ours, theirs = ("conversations", "bare text") if number else ("bare text", "conversations")
+        if noted_form(run_folder, "reward") not in (None, "messages" if number else "text"):
+            what = f"the prompts are {ours}, and those of the reward stage were {theirs}: {_SAY_ONE}"
+    if what:
+        print(f"warning: {stage}: {what}", file=sys.stderr)
 
 
 def as_conversation(record: R) -> R:

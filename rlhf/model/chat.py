@@ -32,6 +32,12 @@ _ANCHORS = ("\n", "a", ".")
 _NUM_CONTEXT = 16  # how a token decodes depends on its neighbours at most, and on being the first
 _FIRST_NONCHARACTER = 0xFDD0  # of Unicode: a code point that no text has
 _TAG = re.compile(r"</?([A-Za-z_][\w:-]*)>")
+_MARK = re.compile(
+    r"<\|[A-Za-z_]\w{0,40}\|>|<｜[^｜<>\n]{1,40}｜>|</?start_of_turn>|<end_of_turn>|<<SYS>>|<</SYS>>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"
+)
+"""Marks of turns in common chat templates."""
+_OWN_MARK = re.compile(r"<\|[^|<>\s{}']{1,40}\|>|\[/?[A-Z][A-Z_]{2,}\]|</?\w+_of_\w+>|<</?[A-Z]+>>")
 _SPEAKERS = ("system", "user", "assistant", "tool", "human", "bot", "model", "developer")
 
 
@@ -108,8 +114,21 @@ def continuation_ids(tokenizer: Any, before: Sequence[int], text: str) -> list[i
 
 
 def reads_like_tokens(tokenizer: Any, text: str) -> bool:
-    """Whether a text holds what would be a special token, if texts could hold any."""
-    return len(_cut(text, _special_tokens(tokenizer))) > 1
+    """Whether a text holds what would be a special token, if texts could hold any, or a chat template's mark.
+
+    Templates write marks that the tokenizer has no tokens for, and data sets hold other templates' marks.
+    """
+    return (
+        len(_cut(text, _special_tokens(tokenizer))) > 1
+        or _MARK.search(text) is not None
+        or any(mark in text for mark in _marks_of(tokenizer))
+    )
+
+
+def _marks_of(tokenizer: Any) -> set[str]:
+    """What the tokenizer's chat template writes between turns, as far as it looks like a mark."""
+    template = tokenizer.chat_template
+    return set(_OWN_MARK.findall(template_text(tokenizer))) if template else set()
 
 
 def prompt_text(prompt: str | Turns) -> str:

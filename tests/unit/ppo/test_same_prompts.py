@@ -13,7 +13,8 @@ from ppo.data import load_prompts
 from reward.config import RewardSettings
 from reward.data import load_rankings
 from rlhf.data.counts import RecordCounts
-from rlhf.data.prompt_form import FORM, form_of
+from rlhf.data.prompt_form import FORM, form_of, warn_of_other_form
+from rlhf.data.records import Message, Prompt
 from rlhf.data.sources import read_demonstrations, read_prompts, split_by_prompt
 from rlhf.model.backbone import Backbone
 from rlhf.model.chat import encode_prompt, prompt_text
@@ -95,15 +96,15 @@ def rows_of(shape: str, folder: Path) -> str:
     return str(path)
 
 
-def note_form(run: Path, form: str) -> None:
-    """The manifest of an SFT stage that notes `form`."""
+def note_form(run: Path, form: str, stage: str = "sft") -> None:
+    """The manifest of a stage that notes `form`."""
     manifest = {
-        **{"stage": "sft", "config_hash": "", "seed": 0, "git_revision": None, "git_dirty": None},
+        **{"stage": stage, "config_hash": "", "seed": 0, "git_revision": None, "git_dirty": None},
         **{"packages": {}, "device": "cpu", "inputs": {}, "outputs": {}, "output_bytes": {}},
         **{"artifact_sha256": "", "metrics": {}, "accounts": {FORM: form}, "wandb": None},
     }
-    (run / "sft").mkdir(exist_ok=True)
-    (run / "sft" / "manifest.json").write_text(json.dumps(manifest))
+    (run / stage).mkdir(exist_ok=True)
+    (run / stage / "manifest.json").write_text(json.dumps(manifest))
 
 
 def prompts_of_stages(
@@ -196,3 +197,23 @@ def test_a_source_may_keep_its_texts_bare_and_what_becomes_messages_is_counted(t
     records, counts = read_demonstrations([bare, chats], seed=0, run_folder=tmp_path, form="auto")
     assert sum(isinstance(record.prompt, str) for record in records) == 20
     assert counts.noted() == {}
+
+
+def test_without_demonstrations_text_beside_the_rankings_conversations_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [Prompt(prompt=f"w{n}") for n in range(3)]
+    chats = [Prompt(prompt=(Message("user", f"w{n}"),)) for n in range(3)]
+    for noted, records, is_odd in (
+        (None, texts, False),
+        (None, chats, False),
+        (None, [*texts, *chats], True),
+        ("messages", texts, True),
+        ("messages", chats, False),
+        ("text", chats, True),
+        ("text", texts, False),
+    ):
+        if noted:
+            note_form(tmp_path, noted, stage="reward")
+        warn_of_other_form("ppo", records, tmp_path)
+        assert ("warning: ppo: " in capsys.readouterr().err) == is_odd
