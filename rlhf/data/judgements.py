@@ -273,7 +273,9 @@ class ProbabilityCheck:
             return
         if value not in (0, 0.5, 1):
             self._fractional = True
-        odd = isinstance(value, int) or self._is_named_index or value == 0
+        # In comparisons 0.0 is a probability like any other: they are written in the order of completions.
+        is_zero = value == 0 and not of_comparison
+        odd = isinstance(value, int) or self._is_named_index or is_zero
         if odd and self._where is None:
             self._where, self._of_comparison = where, of_comparison
 

@@ -62,9 +62,14 @@ def test_a_column_of_ranks_may_say_of_what(tmp_path: Path, name: str) -> None:
     assert read_one(RANKING, tmp_path, {**GROUP, name: [3, 2, 1]}, columns={"ranks": name}).ranks == (3, 2, 1)
 
 
-def test_comparisons_of_nothing_but_0_and_1_may_be_an_index_as_floats_too(tmp_path: Path) -> None:
-    row = {**GROUP, "comparisons": [[0, 1, 0.0], [1, 2, 1.0]]}
+def test_comparisons_of_nothing_but_0_and_1_as_integers_may_be_an_index(tmp_path: Path) -> None:
+    row = {**GROUP, "comparisons": [[0, 1, 0], [1, 2, 1]]}
     assert "[better, worse, 1.0]" in error_of(RANKING, jsonl(tmp_path, row))
+
+
+def test_comparisons_in_the_order_of_completions_may_have_a_probability_of_0(tmp_path: Path) -> None:
+    row = {**GROUP, "comparisons": [[0, 1, 0.0], [1, 2, 1.0]]}
+    assert read_one(RANKING, tmp_path, row).comparisons == ((0, 1, 0.0), (1, 2, 1.0))
 
 
 def test_comparisons_with_the_better_first_are_read(tmp_path: Path) -> None:
