@@ -22,8 +22,8 @@ from rlhf.sampling.rollouts import Rollouts, responses_text, unshard_rollouts
 
 # Shapes: B rollouts, T response tokens (right-padded), N real response tokens.
 
-_SAMPLER_AGREES_NATS = 1e-3
-"""Differences up to this are rounding: a ratio of 1.001 in front of an advantage."""
+SAMPLER_AGREES_NATS = 1e-3
+"""Differences up to this are rounding, as all are in fp32: a ratio of 1.001 in front of an advantage."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ def old_logprobs(
     gap_BT = (trained_BT - rollouts.sampled_logprobs_BT).abs()
     gap_N = gap_BT[rollouts.response_mask_BT & gap_BT.isfinite()]
     gap_N = torch.cat(world().gather(gap_N.cpu()))
-    if not bool((gap_N <= _SAMPLER_AGREES_NATS).all()):
+    if not bool((gap_N <= SAMPLER_AGREES_NATS).all()):
         return trained_BT, gap_N
     sampled_BT = torch.where(rollouts.response_mask_BT, rollouts.sampled_logprobs_BT, 0)
     return torch.where(trained_BT.isfinite(), sampled_BT, trained_BT), gap_N

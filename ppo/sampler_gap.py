@@ -8,15 +8,13 @@ the rows of all ranks, which come to the same conclusion.
 import torch
 from torch import Tensor
 
-from ppo.rollout import Scored
+from ppo.rollout import SAMPLER_AGREES_NATS, Scored
 from rlhf.errors import UserError
 from rlhf.model.backbone import Backbone
 from rlhf.model.weights import gathered_weights
 
 # Shapes: B rollouts, T response tokens (right-padded), N real response tokens.
 
-EXACT_NATS = 1e-3
-"""In fp32 no token may be farther off."""
 ROUNDED_NATS = 0.05
 """In lower precision, where a single token may be, all of them may not be farther off in the mean, ..."""
 ROUNDED_ROW_NATS = 0.5
@@ -42,8 +40,8 @@ def check_sampler_gap(scored: Scored, backbone: Backbone) -> None:
     gap_BT = torch.where(compared_BT, difference_BT, 0)
     largest, mean = float(gap_BT.max()), float(gap_BT.sum() / compared_BT.sum().clamp(min=1))
     is_exact = backbone.precision == "fp32" and not backbone.routes_tokens
-    if is_exact and largest > EXACT_NATS:
-        raise _error(backbone, f"up to {largest:.2g} nats", f"a difference of {EXACT_NATS:g}")
+    if is_exact and largest > SAMPLER_AGREES_NATS:
+        raise _error(backbone, f"up to {largest:.2g} nats", f"a difference of {SAMPLER_AGREES_NATS:g}")
     if is_exact:
         return
     worst = float(_row_means(gap_BT, compared_BT).max())

@@ -1,7 +1,5 @@
 """Whether a model reads from left to right, found by running it, whatever its class and settings say."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -9,7 +7,7 @@ from torch import Tensor
 
 from rlhf.errors import UserError
 from rlhf.model.architecture import decoder_layers
-from rlhf.parallel.world import world
+from rlhf.parallel.deepspeed.sharded import whole_model
 
 # Shapes: T trials, L tokens of each, V vocabulary.
 
@@ -51,23 +49,11 @@ def _changes(model: Any) -> tuple[Tensor, Tensor]:
     ids_TL = torch.randint(0, num_ids, (_NUM_TRIALS, _LENGTH), generator=generator)
     other_TL = ids_TL.clone()
     other_TL[:, _CHANGED] = (ids_TL[:, _CHANGED] + 1) % num_ids
-    with _whole_weights(model):
+    with whole_model(model, decoder_layers(model)):
         output = model(input_ids=torch.cat([ids_TL, other_TL]).to(model.device), use_cache=False)
     logits_TLV, changed_TLV = output.logits.float().chunk(2)
     change_TL = (logits_TLV - changed_TLV).abs().amax(-1)
     return change_TL[:, :_CHANGED].amax(1), change_TL[:, _CHANGED + 1 :].amax(1)
-
-
-@contextlib.contextmanager
-def _whole_weights(model: Any) -> Iterator[None]:
-    """Inside the block the weights are whole, also under ZeRO-3."""
-    if world().zero != 3:
-        yield
-        return
-    from rlhf.parallel.deepspeed.gather import gathering
-
-    with gathering(model, decoder_layers(model)):
-        yield
 
 
 def _switches(model: Any) -> str:

@@ -5,7 +5,7 @@ import json
 import random
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -53,14 +53,8 @@ def coin(body: Json) -> Json:
 
 
 @contextmanager
-def serving(judge: Judge) -> Iterator[tuple[str, list[Json]]]:
-    """A server that answers as `judge` says; its URL, and the bodies that it gets."""
-    bodies: list[Json] = []
-
-    async def answer(request: web.Request) -> web.Response:
-        bodies.append(await request.json())
-        usage = {"prompt_tokens": 3, "completion_tokens": 2}
-        return web.json_response({"choices": [judge(bodies[-1])], "usage": usage})
+def chat_server(answer: Callable[[web.Request], Awaitable[web.Response]]) -> Iterator[str]:
+    """A server whose chat completions are what `answer` makes of a request; its URL."""
 
     async def start() -> tuple[web.AppRunner, int]:
         app = web.Application()
@@ -75,9 +69,23 @@ def serving(judge: Judge) -> Iterator[tuple[str, list[Json]]]:
     thread.start()
     runner, port = asyncio.run_coroutine_threadsafe(start(), loop).result(timeout=60)
     try:
-        yield f"http://127.0.0.1:{port}/v1", bodies
+        yield f"http://127.0.0.1:{port}/v1"
     finally:
         asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(timeout=60)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(timeout=60)
         loop.close()
+
+
+@contextmanager
+def serving(judge: Judge) -> Iterator[tuple[str, list[Json]]]:
+    """A server that answers as `judge` says; its URL, and the bodies that it gets."""
+    bodies: list[Json] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        bodies.append(await request.json())
+        usage = {"prompt_tokens": 3, "completion_tokens": 2}
+        return web.json_response({"choices": [judge(bodies[-1])], "usage": usage})
+
+    with chat_server(answer) as url:
+        yield url, bodies

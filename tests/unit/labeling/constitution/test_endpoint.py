@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from labeling.constitution.feedback import Answer, Request
 from labeling.constitution.served import ServedModel
 from rlhf.data.records import Message
 from rlhf.errors import UserError
+from tests.support.judges import chat_server
 
 TEXT = Request(messages=(Message("user", "Hello?"),), max_tokens=7, seed=1)
 USAGE = {"prompt_tokens": 3, "completion_tokens": 2}
@@ -41,25 +41,8 @@ def serving(
         await asyncio.sleep(seconds)
         return web.Response(text=text, status=status, content_type="application/json")
 
-    async def start() -> tuple[web.AppRunner, int]:
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", answer)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        return runner, runner.addresses[0][1]
-
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    runner, port = asyncio.run_coroutine_threadsafe(start(), loop).result(timeout=60)
-    try:
-        yield f"http://127.0.0.1:{port}/v1", bodies
-    finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(timeout=60)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(timeout=60)
-        loop.close()
+    with chat_server(answer) as url:
+        yield url, bodies
 
 
 def ask(
